@@ -1,0 +1,64 @@
+# mpcore: `make demo` and `make test` set everything up in .venv and need only Rust (rustup) and CPython >= 3.10.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra dev
+# A python with no venv module, or torch's large wheels on a slow line, get room to work.
+export UV_HTTP_TIMEOUT ?= 600
+
+.PHONY: help build demo test lint bench docs check wheel examples clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/.packages: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "mpcore: no $(PYTHON) found; install CPython >= 3.10 or run 'make PYTHON=/path/to/python3'" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "mpcore: $$($(PYTHON) --version) is too old; CPython >= 3.10 is needed ('make PYTHON=python3.11')" >&2; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || { echo "mpcore: '$(PYTHON) -m venv' failed; on Debian install python3-venv" >&2; exit 1; }
+	@[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml $(EXTRAS)
+	@touch $@
+
+RUST := Cargo.toml Cargo.lock $(wildcard rust/*/Cargo.toml) $(shell find rust -name '*.rs')
+
+.venv/.built: .venv/.packages $(RUST)
+	@command -v cargo >/dev/null || { echo "mpcore: cargo not found; install Rust with rustup" >&2; exit 1; }
+	$(BIN)/maturin develop --release --quiet
+	@touch $@
+
+build: .venv/.built  ## set up .venv and compile the extension
+
+demo: build  ## run the main job on an embedded default: train, prune, certify, distil, verify, report
+	$(BIN)/mpcore demo --out demo-run
+
+test: build  ## all tests, Rust and Python
+	cargo test --workspace --quiet
+	$(BIN)/python -m pytest
+
+lint: build  ## formatting, lints, types
+	cargo fmt --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest mpcore._native
+
+docs: build  ## Rust documentation with warnings as errors, Python docstring examples
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	$(BIN)/python -m pytest --doctest-modules python/mpcore
+
+check: lint docs test  ## everything CI runs
+
+wheel: .venv/.packages  ## build the abi3 wheel into dist/
+	@command -v cargo >/dev/null || { echo "mpcore: cargo not found; install Rust with rustup" >&2; exit 1; }
+	$(BIN)/maturin build --release --quiet --out dist
+
+bench: build  ## benchmarks beside named peers (see benches/README.md)
+	$(BIN)/python benches/python/all.py
+
+examples: build  ## packages the examples need (real weights and images)
+	$(BIN)/python examples/setup.py
+
+clean:  ## remove what was built; .venv stays
+	rm -rf target dist demo-run python/mpcore/_native*.so .venv/.built

@@ -1,0 +1,5 @@
+"""mpcore: measure the noise in trained layers, prune it in N:M patterns, certify what changed."""
+
+from mpcore._native import __version__ as __version__
+from mpcore.records import ConvergenceError as ConvergenceError
+from mpcore.records import Pattern as Pattern

@@ -1,0 +1,10 @@
+//! Numerical core of mpcore: spectra of random matrices, N:M masks, permutations, compensation, sparse products.
+//!
+//! It knows nothing of Python. Every routine is a pure function of its arguments: the same input gives the same bits,
+//! whatever the number of threads.
+
+pub mod error;
+pub mod linalg;
+pub mod threads;
+
+pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! Dense linear algebra: what faer offers, behind guards, and what it lacks.
+
+pub mod dense;

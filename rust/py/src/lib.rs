@@ -1,0 +1,11 @@
+//! Python binding: unpack, run without the GIL, wrap. One file per module of the core.
+
+use pyo3::prelude::*;
+
+mod error;
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    Ok(())
+}
