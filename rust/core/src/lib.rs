@@ -5,6 +5,8 @@
 
 pub mod error;
 pub mod linalg;
+pub mod mp;
+pub mod random;
 pub mod threads;
 
 pub use error::{Error, Result};
