@@ -1,1 +1,36 @@
+import numpy as np
+import numpy.typing as npt
+
 __version__: str
+
+# compensate
+
+def admm(
+    weight: npt.NDArray[np.float32],
+    gram: npt.NDArray[np.float64],
+    keep: int,
+    group: int,
+    damping: float,
+    steps: int,
+    threads: int | None,
+) -> npt.NDArray[np.float32]: ...
+def lstsq(
+    weight: npt.NDArray[np.float32],
+    gram: npt.NDArray[np.float64],
+    mask: npt.NDArray[np.bool_],
+    damping: float,
+    steps: int,
+    threads: int | None,
+) -> npt.NDArray[np.float32]: ...
+def sparsegpt(
+    weight: npt.NDArray[np.float32],
+    gram: npt.NDArray[np.float64],
+    keep: int,
+    group: int,
+    mask: npt.NDArray[np.bool_] | None,
+    damping: float,
+    threads: int | None,
+) -> npt.NDArray[np.float32]: ...
+def output_error(
+    weight: npt.NDArray[np.float64], pruned: npt.NDArray[np.float64], gram: npt.NDArray[np.float64]
+) -> float: ...

@@ -2,10 +2,12 @@
 
 use pyo3::prelude::*;
 
+mod compensate;
 mod error;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    compensate::register(module)?;
     Ok(())
 }
