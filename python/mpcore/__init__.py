@@ -3,3 +3,5 @@
 from mpcore._native import __version__ as __version__
 from mpcore.records import ConvergenceError as ConvergenceError
 from mpcore.records import Pattern as Pattern
+from mpcore.masks import check_mask as check_mask
+from mpcore.masks import nm_mask as nm_mask

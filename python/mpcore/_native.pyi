@@ -1,1 +1,10 @@
+import numpy as np
+import numpy.typing as npt
+
 __version__: str
+
+# masks
+def nm_mask(
+    score: npt.NDArray[np.float32] | npt.NDArray[np.float64], keep: int, group: int
+) -> npt.NDArray[np.bool_]: ...
+def check_mask(mask: npt.NDArray[np.bool_], keep: int, group: int) -> None: ...

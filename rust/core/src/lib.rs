@@ -5,6 +5,8 @@
 
 pub mod error;
 pub mod linalg;
+pub mod nm;
 pub mod threads;
+mod vector;
 
 pub use error::{Error, Result};

@@ -3,9 +3,11 @@
 use pyo3::prelude::*;
 
 mod error;
+mod masks;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    masks::register(module)?;
     Ok(())
 }
