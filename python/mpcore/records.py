@@ -149,7 +149,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, strings and numbers; NaN and infinities become None."""
-        return typing.cast(dict[str, Any], _plain(self))
+        return typing.cast(dict[str, Any], to_plain(self))
 
     def to_json(self) -> str:
         """One JSON document with ``format`` and ``kind`` in front."""
@@ -158,7 +158,7 @@ class Record:
     @classmethod
     def from_dict(cls: type[AnyRecord], data: dict[str, Any]) -> AnyRecord:
         """Rebuild a record; unknown keys are refused, so that a typing error is not a silent default."""
-        return typing.cast(AnyRecord, _build(cls, data, cls.kind))
+        return typing.cast(AnyRecord, from_plain(cls, data, cls.kind))
 
     @classmethod
     def from_json(cls: type[AnyRecord], text: str) -> AnyRecord:
@@ -192,29 +192,30 @@ class Record:
             raise ValueError(f"{path}: {error}") from None
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Records, tuples and numpy values as plain JSON data; NaN and infinities become None."""
     if isinstance(value, Pattern):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): to_plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [to_plain(entry) for entry in value]
     if hasattr(value, "tolist"):  # numpy scalars and arrays
-        return _plain(value.tolist())
+        return to_plain(value.tolist())
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
 
 
-def _build(wanted: Any, value: Any, where: str) -> Any:
+def from_plain(wanted: Any, value: Any, where: str) -> Any:
     """Turn plain JSON data back into the annotated type ``wanted``."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return _build(next(a for a in arguments if a is not type(None)), value, where)
+        return from_plain(next(a for a in arguments if a is not type(None)), value, where)
     if wanted is Pattern:
         return Pattern(value)
     if dataclasses.is_dataclass(wanted):
@@ -231,15 +232,27 @@ def _build(wanted: Any, value: Any, where: str) -> Any:
         )
         if missing:
             raise ValueError(f"{where}: field {missing[0]!r} is missing")
-        return typing.cast(Any, wanted)(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})
+        return typing.cast(Any, wanted)(**{k: from_plain(hints[k], v, f"{where}.{k}") for k, v in value.items()})
     if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where}: expected a list, found {type(value).__name__}")
         inner = arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else None
         pairs = zip(value, [inner] * len(value) if inner is not None else arguments, strict=True)
-        return tuple(_build(kind, entry, where) for entry, kind in pairs)
+        return tuple(from_plain(kind, entry, where) for entry, kind in pairs)
     if origin is dict:
-        return {key: _build(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if wanted is float and isinstance(value, int):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected an object, found {type(value).__name__}")
+        return {key: from_plain(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
+    return _build_scalar(wanted, value, where)
+
+
+def _build_scalar(wanted: Any, value: Any, where: str) -> Any:
+    if wanted is float and value is None:  # to_dict writes NaN and infinities as None
+        return float("nan")
+    if wanted is float and type(value) is int:
         return float(value)
+    if wanted in (bool, int, float, str) and type(value) is not wanted:
+        raise ValueError(f"{where}: expected {wanted.__name__}, found {type(value).__name__}")
     return value
 
 
@@ -352,6 +365,7 @@ class MaskPlan(Record):
     sequence: str
     groups: tuple[PermutedGroup, ...]
     layers: tuple[PlannedLayer, ...]
+    refused: dict[str, str] = field(default_factory=dict)  # consumer -> why its channels were left in place
 
 
 @dataclass(frozen=True)
@@ -372,7 +386,8 @@ class Certificate(Record):
 
     Per sample s: ``margin[s]`` = top logit minus runner-up of the dense model, ``eta[s]`` = largest logit change of the
     final model, ``eta_path[s]`` = sum of the per-layer changes. The label of s cannot have flipped if
-    margin > 2 eta. ``stable`` counts these; ``stable_path`` uses eta_path. It speaks of the samples of T and of no others.
+    margin > 2 eta. ``stable`` counts these; ``stable_path`` uses eta_path. It speaks of the samples of T and of no
+    others.
     """
 
     kind: ClassVar[str] = "certificate"

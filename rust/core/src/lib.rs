@@ -6,6 +6,8 @@
 pub mod compensate;
 pub mod error;
 pub mod linalg;
+pub mod nm;
 pub mod threads;
+mod vector;
 
 pub use error::{Error, Result};

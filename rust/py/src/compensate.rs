@@ -6,6 +6,7 @@
 )]
 
 use mpcore_core::compensate::{self, Layer, Workers};
+use mpcore_core::nm::Pattern;
 use numpy::{
     Element, IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArray2, PyUntypedArrayMethods,
 };
@@ -35,7 +36,7 @@ fn admm<'py>(
 ) -> PyResult<Bound<'py, PyArray2<f32>>> {
     let layer = unpack(&weight, &gram, damping)?;
     solve(py, &weight, threads, |workers| {
-        compensate::admm(&layer, (keep, group), steps, workers)
+        compensate::admm(&layer, Pattern::new(keep, group)?, steps, workers)
     })
 }
 
@@ -74,7 +75,7 @@ fn sparsegpt<'py>(
         .map(|mask| contiguous("mask", mask))
         .transpose()?;
     solve(py, &weight, threads, |workers| {
-        compensate::sparsegpt(&layer, (keep, group), mask, workers)
+        compensate::sparsegpt(&layer, Pattern::new(keep, group)?, mask, workers)
     })
 }
 

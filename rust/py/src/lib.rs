@@ -4,10 +4,12 @@ use pyo3::prelude::*;
 
 mod compensate;
 mod error;
+mod masks;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     compensate::register(module)?;
+    masks::register(module)?;
     Ok(())
 }

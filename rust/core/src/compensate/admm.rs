@@ -3,10 +3,10 @@
 use super::Layer;
 use super::cg::refit;
 use super::metric::{Metric, indefinite};
-use super::project::Groups;
 use super::workers::{ROWS, Workers};
 use crate::Result;
 use crate::linalg::dense::{eigh, matmul};
+use crate::nm::{Fibers, Pattern, select::nm_mask};
 
 /// Penalty of the first step; the inputs have unit mean square in these coordinates.
 const PENALTY: f64 = 0.05;
@@ -17,47 +17,39 @@ const REFIT_STEPS: usize = 30;
 
 /// Prune to N:M and compensate: min over W' in N:M of tr (W' - W)(H + lambda I)(W' - W)'.
 ///
-/// ADMM splits the problem into an unconstrained Z and a D inside the pattern with scaled dual U; in
-/// unit-diagonal coordinates, A = Q L Q', each of `steps` steps is
+/// ADMM splits the problem into an unconstrained Z and a D inside the pattern with scaled dual U. In unit-diagonal
+/// coordinates, A = Q L Q', each of `steps` steps is
 ///
-/// Z = (V A + rho (D - U)) Q (L + rho)^-1 Q', Y = Z + U, D = Y on the N largest |Y| of every M, U = Y - D,
+/// Z = (V A + rho (D - U)) (A + rho I)^-1, Y = Z + U, D = Y on the N largest |Y| of every M, U = Y - D,
 ///
 /// with rho = 0.05 growing by 1.12 a step. The support of the last D is kept and its weights refitted by conjugate
 /// gradients. Returns W' with exact +0.0 where pruned.
 ///
 /// # Errors
-/// [`Error::Pattern`](crate::Error::Pattern), [`Error::NotAMultiple`](crate::Error::NotAMultiple), those of
-/// [`lstsq`](super::lstsq), and [`Error::Convergence`](crate::Error::Convergence) of the eigendecomposition.
+/// [`NotAMultiple`](crate::Error::NotAMultiple), those of [`lstsq`](super::lstsq), and
+/// [`Convergence`](crate::Error::Convergence) of the eigendecomposition.
 ///
 /// # References
 /// Boyd, Parikh, Chu, Peleato, Eckstein, "Distributed optimization and statistical learning via the alternating
 /// direction method of multipliers", 2011; Meng et al., "ALPS: Improved optimization for highly sparse one-shot
 /// pruning for large language models", 2024, which prunes with the same splitting.
-pub fn admm(
-    layer: &Layer,
-    (keep, group): (usize, usize),
-    steps: usize,
-    workers: &Workers,
-) -> Result<Vec<f32>> {
+pub fn admm(layer: &Layer, pattern: Pattern, steps: usize, workers: &Workers) -> Result<Vec<f32>> {
     let columns = layer.columns;
-    let groups = Groups::new(keep, group, columns)?;
+    pattern.groups(columns, "weight")?;
     let (metric, goal) = layer.enter()?;
     workers.ask()?;
     let basis = Eigenbasis::new(&metric)?;
-    let mut blocks: Vec<Block> = goal
+    let mut blocks = goal
         .values
         .chunks(ROWS * columns)
-        .map(|goal| Block::new(goal, groups))
-        .collect();
-    workers.each(&mut blocks, |block| block.start(&basis));
-    workers.repeat(&mut blocks, steps, |block, step| {
-        block.step(&basis, groups, penalty(step));
-    })?;
-    let kept: Vec<bool> = blocks
-        .iter()
-        .flat_map(|block| &block.kept)
-        .copied()
-        .collect();
+        .map(|goal| Block::new(goal, columns, pattern))
+        .collect::<Result<Vec<_>>>()?;
+    for step in 0..steps {
+        workers.ask()?;
+        let shrink = Shrinkage::new(&basis, penalty(step), layer.weight.len() / columns, workers);
+        workers.try_each(&mut blocks, |block| block.step(&shrink, pattern))?;
+    }
+    let kept: Vec<bool> = blocks.iter().flat_map(|b| &b.kept).copied().collect();
     let mut fitted: Vec<f32> = blocks.iter().flat_map(Block::projected).collect();
     drop(blocks);
     refit(
@@ -71,14 +63,14 @@ pub fn admm(
     Ok(metric.leave(&fitted, &kept, goal.peak()))
 }
 
-fn penalty(step: usize) -> f32 {
-    (PENALTY * GROWTH.powf(step as f64)).min(1e6) as f32
+fn penalty(step: usize) -> f64 {
+    (PENALTY * GROWTH.powf(step as f64)).min(1e6)
 }
 
 /// A = Q L Q'.
 struct Eigenbasis {
     columns: usize,
-    values: Vec<f32>,
+    values: Vec<f64>,
     q: Vec<f32>,
     q_transposed: Vec<f32>,
 }
@@ -102,76 +94,127 @@ impl Eigenbasis {
         }
         Ok(Self {
             columns: n,
-            values: values.iter().map(|&v| v as f32).collect(),
+            values,
             q,
             q_transposed,
         })
     }
+}
 
-    /// out = rows Q.
-    fn enter(&self, rows: &[f32], out: &mut [f32]) {
-        let n = self.columns;
-        matmul(out, rows, &self.q, (rows.len() / n, n, n), false);
+/// S = rho (A + rho I)^-1 = Q F Q', the step towards the penalty's side: Z = V + (D - U - V) S.
+///
+/// All its eigenvalues f = rho / (l + rho) lie in (0, 1), so that single precision is enough.
+struct Shrinkage<'a> {
+    basis: &'a Eigenbasis,
+    factors: Vec<f32>,
+    /// S itself, formed where there are more rows than columns: then one product a row is cheaper than two.
+    formed: Option<Vec<f32>>,
+}
+
+impl<'a> Shrinkage<'a> {
+    fn new(basis: &'a Eigenbasis, rho: f64, rows: usize, workers: &Workers) -> Self {
+        let factors = basis
+            .values
+            .iter()
+            .map(|l| (rho / (l + rho)) as f32)
+            .collect();
+        let mut shrinkage = Self {
+            basis,
+            factors,
+            formed: None,
+        };
+        if rows > basis.columns {
+            shrinkage.formed = Some(shrinkage.form(workers));
+        }
+        shrinkage
     }
 
-    /// out = rows Q'.
-    fn leave(&self, rows: &[f32], out: &mut [f32]) {
-        let n = self.columns;
-        matmul(out, rows, &self.q_transposed, (rows.len() / n, n, n), false);
+    fn form(&self, workers: &Workers) -> Vec<f32> {
+        let n = self.basis.columns;
+        let mut formed = vec![0.0; n * n];
+        let mut blocks: Vec<(&mut [f32], &[f32])> = formed
+            .chunks_mut(ROWS * n)
+            .zip(self.basis.q.chunks(ROWS * n))
+            .collect();
+        workers.each(&mut blocks, |(out, q)| {
+            let mut scaled = q.to_vec();
+            self.scale(&mut scaled);
+            multiply(out, &scaled, &self.basis.q_transposed, n);
+        });
+        formed
     }
+
+    fn scale(&self, rows: &mut [f32]) {
+        for row in rows.chunks_exact_mut(self.basis.columns) {
+            for (value, factor) in row.iter_mut().zip(&self.factors) {
+                *value *= factor;
+            }
+        }
+    }
+
+    /// rows = rows S; `spare` is as large.
+    fn apply(&self, rows: &mut Vec<f32>, spare: &mut Vec<f32>) {
+        let n = self.basis.columns;
+        if let Some(formed) = &self.formed {
+            multiply(spare, rows, formed, n);
+            std::mem::swap(rows, spare);
+        } else {
+            multiply(spare, rows, &self.basis.q, n);
+            self.scale(spare);
+            multiply(rows, spare, &self.basis.q_transposed, n);
+        }
+    }
+}
+
+/// out = rows B with B (n x n).
+fn multiply(out: &mut [f32], rows: &[f32], b: &[f32], n: usize) {
+    matmul(out, rows, b, (rows.len() / n, n, n), false);
 }
 
 /// Rows of the iterate. Since D = Y where kept and U = Y elsewhere, Y and the mask are the whole state.
 struct Block<'a> {
     goal: &'a [f32],
-    /// V A Q = V Q L
-    pull: Vec<f32>,
+    fibers: Fibers,
     y: Vec<f32>,
     kept: Vec<bool>,
     work: Vec<f32>,
-    spectral: Vec<f32>,
+    spare: Vec<f32>,
 }
 
 impl<'a> Block<'a> {
-    fn new(goal: &'a [f32], groups: Groups) -> Self {
-        let mut kept = vec![false; goal.len()];
-        groups.project(goal, &mut kept);
-        let y = keep_only(goal, &kept).collect();
-        Self {
+    /// D = the goal's own projection, U = 0.
+    fn new(goal: &'a [f32], columns: usize, pattern: Pattern) -> Result<Self> {
+        let fibers = Fibers {
+            outer: goal.len() / columns,
+            length: columns,
+            inner: 1,
+        };
+        let magnitudes: Vec<f32> = goal.iter().map(|v| v.abs()).collect();
+        let kept = nm_mask(&magnitudes, fibers, pattern)?;
+        Ok(Self {
             goal,
-            pull: vec![0.0; goal.len()],
-            y,
+            fibers,
+            y: keep_only(goal, &kept).collect(),
             kept,
-            work: vec![0.0; goal.len()],
-            spectral: vec![0.0; goal.len()],
-        }
+            work: magnitudes,
+            spare: vec![0.0; goal.len()],
+        })
     }
 
-    fn start(&mut self, basis: &Eigenbasis) {
-        basis.enter(self.goal, &mut self.pull);
-        for row in self.pull.chunks_exact_mut(basis.columns) {
-            for (value, eigenvalue) in row.iter_mut().zip(&basis.values) {
-                *value *= eigenvalue;
-            }
+    fn step(&mut self, shrink: &Shrinkage, pattern: Pattern) -> Result<()> {
+        let state = self.y.iter().zip(&self.kept).zip(self.goal);
+        for (work, ((&y, &kept), goal)) in self.work.iter_mut().zip(state) {
+            *work = if kept { y - goal } else { -y - goal }; // D - U - V
         }
-    }
-
-    fn step(&mut self, basis: &Eigenbasis, groups: Groups, rho: f32) {
-        for ((work, &y), &kept) in self.work.iter_mut().zip(&self.y).zip(&self.kept) {
-            *work = if kept { y } else { -y }; // D - U
-        }
-        basis.enter(&self.work, &mut self.spectral);
-        let rows = self.spectral.chunks_exact_mut(basis.columns);
-        for (row, pull) in rows.zip(self.pull.chunks_exact(basis.columns)) {
-            for ((value, &pull), &eigenvalue) in row.iter_mut().zip(pull).zip(&basis.values) {
-                *value = (pull + rho * *value) / (eigenvalue + rho);
-            }
-        }
-        basis.leave(&self.spectral, &mut self.work);
-        for ((y, &z), &kept) in self.y.iter_mut().zip(&self.work).zip(&self.kept) {
+        shrink.apply(&mut self.work, &mut self.spare);
+        let moved = self.work.iter_mut().zip(&self.kept).zip(self.goal);
+        for (y, ((work, &kept), goal)) in self.y.iter_mut().zip(moved) {
+            let z = goal + *work;
             *y = if kept { z } else { z + *y }; // Y = Z + U
+            *work = y.abs();
         }
-        groups.project(&self.y, &mut self.kept);
+        self.kept = nm_mask(&self.work, self.fibers, pattern)?;
+        Ok(())
     }
 
     /// D, the part of Y inside the pattern.

@@ -54,8 +54,16 @@ pub(super) fn refit(
         .zip(kept.chunks(ROWS * columns))
         .map(|((x, goal), kept)| Block::new(x, goal, kept, columns))
         .collect();
-    workers.each(&mut blocks, |block| block.start(&a));
-    workers.repeat(&mut blocks, steps, |block, _| block.step(&a))
+    workers.each(&mut blocks, |block| {
+        block.start(&a);
+    });
+    for _ in 0..steps {
+        workers.ask()?;
+        workers.each(&mut blocks, |block| {
+            block.step(&a);
+        });
+    }
+    Ok(())
 }
 
 /// x: iterate · r: residual ((goal - x) A on the support) · p: direction, one row each.

@@ -37,7 +37,9 @@ pub fn output_error(
         })
         .collect();
     workers.ask()?;
-    workers.each(&mut blocks, |block| block.measure(gram, columns));
+    workers.each(&mut blocks, |block| {
+        block.measure(gram, columns);
+    });
     let changed = blocks.iter().map(|b| b.changed).sum::<f64>().max(0.0);
     let total = blocks.iter().map(|b| b.total).sum::<f64>().max(0.0);
     Ok(if changed == 0.0 { 0.0 } else { changed / total })

@@ -7,7 +7,6 @@ mod admm;
 mod cg;
 mod error;
 mod metric;
-mod project;
 mod sparsegpt;
 mod workers;
 
@@ -43,7 +42,7 @@ impl Layer<'_> {
 }
 
 fn check_rows(entries: usize, columns: usize) -> Result<()> {
-    if columns == 0 || entries == 0 || entries % columns != 0 {
+    if columns == 0 || entries == 0 || !entries.is_multiple_of(columns) {
         return Err(Error::Shape {
             name: "weight: number of entries",
             got: entries,

@@ -1,11 +1,11 @@
 //! The optimal-brain-surgeon sweep of `SparseGPT`, for comparison and for masks that come from elsewhere.
 
 use super::metric::{Metric, indefinite};
-use super::project::Groups;
 use super::workers::{ROWS, Workers};
 use super::{Layer, check_partner};
 use crate::Result;
 use crate::linalg::dense::{cholesky, invert_lower, subtract_product};
+use crate::nm::{Pattern, check::check_pattern, pattern::MAX_GROUP};
 
 /// Columns of a block, before rounding to whole groups: inside, rows are updated one column at a time.
 const BLOCK: usize = 128;
@@ -24,32 +24,32 @@ const BLOCK: usize = 128;
 /// Frantar, Alistarh, "`SparseGPT`: Massive language models can be accurately pruned in one-shot", 2023, algorithm 1.
 pub fn sparsegpt(
     layer: &Layer,
-    (keep, group): (usize, usize),
+    pattern: Pattern,
     mask: Option<&[bool]>,
     workers: &Workers,
 ) -> Result<Vec<f32>> {
     let (weight, columns) = (layer.weight, layer.columns);
-    let groups = Groups::new(keep, group, columns)?;
+    pattern.groups(columns, "weight")?;
     if let Some(mask) = mask {
         check_partner("mask", mask.len(), weight.len())?;
-        groups.check(mask, columns)?;
+        let kept = |row, column| mask[row * columns + column];
+        check_pattern(weight.len() / columns, columns, pattern, "mask", kept)?;
     }
     let (metric, mut goal) = layer.enter()?;
     let mut kept = mask.map_or_else(|| vec![false; weight.len()], <[bool]>::to_vec);
     workers.ask()?;
-    let surgeon = Surgeon::new(&metric, groups, mask.is_some())?;
+    let surgeon = Surgeon::new(&metric, pattern, mask.is_some())?;
     let mut blocks: Vec<(&mut [f32], &mut [bool])> = goal
         .values
         .chunks_mut(ROWS * columns)
         .zip(kept.chunks_mut(ROWS * columns))
         .collect();
-    workers.repeat(
-        &mut blocks,
-        columns.div_ceil(surgeon.width),
-        |(w, kept), step| {
-            surgeon.operate(w, kept, step);
-        },
-    )?;
+    for from in (0..columns).step_by(surgeon.width) {
+        workers.ask()?;
+        workers.each(&mut blocks, |(w, kept)| {
+            surgeon.operate(w, kept, from);
+        });
+    }
     let peak = goal.peak();
     Ok(metric.leave(&goal.values, &kept, peak))
 }
@@ -57,27 +57,27 @@ pub fn sparsegpt(
 struct Surgeon {
     columns: usize,
     width: usize,
-    groups: Groups,
+    pattern: Pattern,
     masked: bool,
     /// U, upper triangular, U' U = A^-1
     u: Vec<f32>,
 }
 
 impl Surgeon {
-    fn new(metric: &Metric, groups: Groups, masked: bool) -> Result<Self> {
+    fn new(metric: &Metric, pattern: Pattern, masked: bool) -> Result<Self> {
         Ok(Self {
             columns: metric.columns,
-            width: BLOCK / groups.group * groups.group,
-            groups,
+            width: BLOCK / pattern.group() * pattern.group(),
+            pattern,
             masked,
             u: inverse_factor(metric)?,
         })
     }
 
-    /// Prune the columns of block `step` in every row of `w`, then update all columns to its right.
-    fn operate(&self, w: &mut [f32], kept: &mut [bool], step: usize) {
+    /// Prune the block of columns that starts at `from` in every row of `w`, then update all columns to its right.
+    fn operate(&self, w: &mut [f32], kept: &mut [bool], from: usize) {
         let n = self.columns;
-        let (from, to) = (step * self.width, ((step + 1) * self.width).min(n));
+        let to = (from + self.width).min(n);
         let width = to - from;
         let rows = w.len() / n;
         let mut errors = vec![0.0; rows * width];
@@ -101,16 +101,16 @@ impl Surgeon {
 
     /// One row, columns `from`.. of a block: errors\[j\] = `w_j` / `U_jj` where pruned, 0 where kept.
     fn sweep(&self, w: &mut [f32], kept: &mut [bool], errors: &mut [f32], from: usize) {
-        let (n, group) = (self.columns, self.groups.group);
-        let mut saliency = [0.0; 32];
+        let (n, group) = (self.columns, self.pattern.group());
+        let mut saliency = [0.0; MAX_GROUP];
         for j in 0..w.len() {
             if j % group == 0 && !self.masked {
                 for (offset, value) in saliency[..group].iter_mut().enumerate() {
                     let diagonal = self.u[(from + j + offset) * (n + 1)];
-                    *value = w[j + offset] / diagonal;
+                    *value = (w[j + offset] / diagonal).abs();
                 }
-                self.groups
-                    .project(&saliency[..group], &mut kept[j..j + group]);
+                let kept = &mut kept[j..j + group];
+                keep_largest(&saliency[..group], self.pattern.keep(), kept);
             }
             if kept[j] {
                 continue;
@@ -139,4 +139,27 @@ fn inverse_factor(metric: &Metric) -> Result<Vec<f32>> {
     })?;
     let inverse = invert_lower(&reversed, n);
     Ok(inverse.iter().rev().map(|&value| value as f32).collect())
+}
+
+/// Mark the `keep` largest magnitudes of one group; ties go to the lower index, as in `nm::select`.
+fn keep_largest(magnitudes: &[f32], keep: usize, kept: &mut [bool]) {
+    for (index, (&own, kept)) in magnitudes.iter().zip(kept).enumerate() {
+        let before = magnitudes[..index].iter().filter(|&&other| other >= own);
+        let after = magnitudes[index + 1..].iter().filter(|&&other| other > own);
+        *kept = before.count() + after.count() < keep;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_go_to_the_lower_index() {
+        let mut kept = [false; 4];
+        keep_largest(&[1.0, 2.0, 1.0, 1.0], 2, &mut kept);
+        assert_eq!(kept, [true, true, false, false]);
+        keep_largest(&[0.0; 4], 3, &mut kept);
+        assert_eq!(kept, [true, true, true, false]);
+    }
 }

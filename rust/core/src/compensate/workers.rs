@@ -28,23 +28,22 @@ impl<'a> Workers<'a> {
         Ok(Self { pool, stop })
     }
 
-    /// Apply `step(block, index)` to every block, for `index` in 0..`steps`.
-    pub(super) fn repeat<B: Send>(
-        &self,
-        blocks: &mut [B],
-        steps: usize,
-        step: impl Fn(&mut B, usize) + Sync,
-    ) -> Result<()> {
-        for index in 0..steps {
-            self.ask()?;
-            self.each(blocks, |block| step(block, index));
-        }
-        Ok(())
-    }
-
-    /// Apply `step` to every block once.
+    /// Apply `step` to every block.
     pub(super) fn each<B: Send>(&self, blocks: &mut [B], step: impl Fn(&mut B) + Sync) {
         let mut work = || blocks.par_iter_mut().for_each(&step);
+        match &self.pool {
+            None => work(),
+            Some(pool) => pool.install(work),
+        }
+    }
+
+    /// Apply `step` to every block, up to an error.
+    pub(super) fn try_each<B: Send>(
+        &self,
+        blocks: &mut [B],
+        step: impl Fn(&mut B) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let mut work = || blocks.par_iter_mut().try_for_each(&step);
         match &self.pool {
             None => work(),
             Some(pool) => pool.install(work),
