@@ -5,7 +5,7 @@ from mpcore.compensate import admm as admm
 from mpcore.compensate import lstsq as lstsq
 from mpcore.compensate import output_error as output_error
 from mpcore.compensate import sparsegpt as sparsegpt
-from mpcore.records import ConvergenceError as ConvergenceError
-from mpcore.records import Pattern as Pattern
 from mpcore.masks import check_mask as check_mask
 from mpcore.masks import nm_mask as nm_mask
+from mpcore.records import ConvergenceError as ConvergenceError
+from mpcore.records import Pattern as Pattern

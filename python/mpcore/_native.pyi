@@ -34,6 +34,7 @@ def sparsegpt(
 def output_error(
     weight: npt.NDArray[np.float64], pruned: npt.NDArray[np.float64], gram: npt.NDArray[np.float64]
 ) -> float: ...
+
 # masks
 def nm_mask(
     score: npt.NDArray[np.float32] | npt.NDArray[np.float64], keep: int, group: int
