@@ -7,8 +7,11 @@ use super::{Fibers, Pattern, pattern::MAX_GROUP};
 use crate::vector::{Kernel, widest};
 use crate::{Error, Result};
 
-/// Groups, or neighbouring fibers, ranked at once.
-const LANES: usize = 16;
+/// Groups, or neighbouring fibers, ranked at once: long enough for loops over slices, short enough for the L1 cache.
+const LANES: usize = 64;
+
+/// Entries of the largest tile.
+const TILE: usize = MAX_GROUP * LANES;
 
 /// Entries one task looks at; about a quarter of an L2 cache.
 const TASK: usize = 1 << 15;
@@ -42,15 +45,10 @@ pub fn nm_mask<T: Score>(score: &[T], fibers: Fibers, pattern: Pattern) -> Resul
     if unit == 0 {
         return Ok(mask);
     }
-    let slab = if fibers.inner == 1 {
-        unit * (TASK / unit).max(1)
-    } else {
-        unit
-    };
+    let slab = unit * (TASK / unit).max(1);
     let finite = score
         .par_chunks(slab)
         .zip(mask.par_chunks_mut(slab))
-        .with_min_len((TASK / slab).max(1))
         .map(|(score, mask)| {
             widest(TopN {
                 score,
@@ -78,7 +76,10 @@ fn not_finite<T: Score>(score: &[T], fibers: Fibers) -> Error {
     }
 }
 
-/// Whole groups of consecutive entries (`inner = 1`), or the `inner` interleaved groups of one slab.
+/// Whole groups of consecutive entries (`inner = 1`), or whole slabs of `inner` interleaved groups.
+///
+/// Both are ranked in tiles of `group` lines, where a line holds one place of up to `LANES` groups. The loops run over
+/// slices and not over 16-lane arrays: measured, LLVM unrolls the latter first and then falls back to gathers.
 struct TopN<'a, T> {
     score: &'a [T],
     mask: &'a mut [bool],
@@ -87,6 +88,7 @@ struct TopN<'a, T> {
 }
 
 impl<T: Score> Kernel for TopN<'_, T> {
+    /// True if every score is finite.
     type Output = bool;
 
     #[expect(
@@ -95,91 +97,168 @@ impl<T: Score> Kernel for TopN<'_, T> {
     )]
     #[inline(always)]
     fn run(self) -> bool {
-        match self.pattern.group() {
-            2 => self.ranks::<2>(),
-            4 => self.ranks::<4>(),
-            8 => self.ranks::<8>(),
-            16 => self.ranks::<16>(),
-            _ => self.ranks::<MAX_GROUP>(),
+        let score = self.score;
+        if self.inner == 1 {
+            self.consecutive();
+        } else {
+            self.interleaved();
         }
+        let bad = |v: &T| u32::from(!v.is_finite());
+        score.iter().fold(0, |found, v| found | bad(v)) == 0
     }
 }
 
 impl<T: Score> TopN<'_, T> {
-    /// Rank tiles of up to `LANES` groups; `M` only bounds the group, so that loops unroll. True if all is finite.
     #[expect(
         clippy::inline_always,
         reason = "takes on the caller's instruction set"
     )]
     #[inline(always)]
-    fn ranks<const M: usize>(self) -> bool {
-        let (keep, group) = (
-            self.pattern.keep() as u32,
-            if M < MAX_GROUP {
-                M
-            } else {
-                self.pattern.group()
-            },
-        );
-        let (step, next) = if self.inner == 1 {
-            (1, group)
-        } else {
-            (self.inner, 1)
-        };
-        let lanes = self.score.len() / group;
-        let mut probe = [T::zero(); LANES];
-        for first in (0..lanes).step_by(LANES) {
-            let width = LANES.min(lanes - first);
-            let base = first * next;
-            let mut tile = [[T::zero(); LANES]; M];
-            for (place, line) in tile[..group].iter_mut().enumerate() {
-                for (lane, value) in line[..width].iter_mut().enumerate() {
-                    *value = self.score[base + lane * next + place * step];
-                }
+    fn consecutive(self) {
+        let (group, keep) = (self.pattern.group(), self.pattern.keep() as u32);
+        let (factors, used) = (factors(group), group * LANES);
+        let (mut one, mut two) = ([T::zero(); TILE], [T::zero(); TILE]);
+        let (mut lines, mut spare) = (&mut one[..used], &mut two[..used]);
+        let (mut three, mut four) = ([false; TILE], [false; TILE]);
+        let (mut kept, mut other) = (&mut three[..used], &mut four[..used]);
+        let mut ahead = [0; TILE];
+        for (score, mask) in self.score.chunks(used).zip(self.mask.chunks_mut(used)) {
+            lines[..score.len()].copy_from_slice(score);
+            for &factor in &factors {
+                deal(lines, spare, factor);
+                std::mem::swap(&mut lines, &mut spare);
             }
-            for place in 0..group {
-                let kept = fewer_above(&tile[..group], place, keep, &mut probe);
-                for (lane, &kept) in kept[..width].iter().enumerate() {
-                    self.mask[base + lane * next + place * step] = kept;
+            rank(lines, &mut ahead[..used], kept, (LANES, keep));
+            for &factor in factors.iter().rev() {
+                collect(kept, other, factor);
+                std::mem::swap(&mut kept, &mut other);
+            }
+            mask.copy_from_slice(&kept[..mask.len()]);
+        }
+    }
+
+    #[expect(
+        clippy::inline_always,
+        reason = "takes on the caller's instruction set"
+    )]
+    #[inline(always)]
+    fn interleaved(self) {
+        let (group, keep) = (self.pattern.group(), self.pattern.keep() as u32);
+        let unit = group * self.inner;
+        let piece = self.inner.min(LANES);
+        let units = LANES / piece;
+        let (mut lines, mut kept) = ([T::zero(); TILE], [false; TILE]);
+        let mut ahead = [0; TILE];
+        let used = group * LANES;
+        let parts = self.score.chunks(unit * units);
+        for (score, mask) in parts.zip(self.mask.chunks_mut(unit * units)) {
+            for first in (0..self.inner).step_by(piece) {
+                let width = piece.min(self.inner - first);
+                for (place, row) in score.chunks_exact(self.inner).enumerate() {
+                    let start = place % group * LANES + place / group * piece;
+                    lines[start..start + width].copy_from_slice(&row[first..first + width]);
+                }
+                rank(
+                    &lines[..used],
+                    &mut ahead[..used],
+                    &mut kept[..used],
+                    (LANES, keep),
+                );
+                for (place, row) in mask.chunks_exact_mut(self.inner).enumerate() {
+                    let start = place % group * LANES + place / group * piece;
+                    row[first..first + width].copy_from_slice(&kept[start..start + width]);
                 }
             }
         }
-        probe.iter().all(|v| *v == T::zero())
     }
 }
 
-/// Whether fewer than `keep` entries of the group come before the one at `place`, lane by lane.
+/// The primes of M, lowest first: 12 = 2 * 2 * 3.
+fn factors(group: usize) -> Vec<usize> {
+    let (mut rest, mut found) = (group, Vec::new());
+    for factor in 2..=group {
+        while rest.is_multiple_of(factor) {
+            found.push(factor);
+            rest /= factor;
+        }
+    }
+    found
+}
+
+/// to[k * part + e] = from[factor * e + k]: moves the lowest digit of the position to the top.
 ///
-/// `probe` gathers x - x, which is zero for finite x and NaN otherwise.
+/// One pass per prime of M turns `LANES` consecutive groups into M lines of `LANES` entries.
 #[expect(
     clippy::inline_always,
     reason = "takes on the caller's instruction set"
 )]
 #[inline(always)]
-fn fewer_above<T: Score>(
-    tile: &[[T; LANES]],
-    place: usize,
-    keep: u32,
-    probe: &mut [T; LANES],
-) -> [bool; LANES] {
-    let own = tile[place];
-    let mut above = [0u32; LANES];
-    for other in &tile[..place] {
-        for lane in 0..LANES {
-            above[lane] += u32::from(other[lane] >= own[lane]);
+fn deal<T: Copy>(from: &[T], to: &mut [T], factor: usize) {
+    let part = from.len() / factor;
+    if factor == 2 {
+        let (even, odd) = to.split_at_mut(part);
+        for ((pair, even), odd) in from.chunks_exact(2).zip(even).zip(odd) {
+            (*even, *odd) = (pair[0], pair[1]);
+        }
+    } else {
+        for (k, line) in to.chunks_exact_mut(part).enumerate() {
+            for (value, run) in line.iter_mut().zip(from.chunks_exact(factor)) {
+                *value = run[k];
+            }
         }
     }
-    for other in &tile[place + 1..] {
-        for lane in 0..LANES {
-            above[lane] += u32::from(other[lane] > own[lane]);
+}
+
+/// The inverse of [`deal`]: to[factor * e + k] = from[k * part + e].
+#[expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#[inline(always)]
+fn collect<T: Copy>(from: &[T], to: &mut [T], factor: usize) {
+    let part = from.len() / factor;
+    if factor == 2 {
+        let (even, odd) = from.split_at(part);
+        for ((pair, even), odd) in to.chunks_exact_mut(2).zip(even).zip(odd) {
+            (pair[0], pair[1]) = (*even, *odd);
+        }
+    } else {
+        for (k, line) in from.chunks_exact(part).enumerate() {
+            for (value, run) in line.iter().zip(to.chunks_exact_mut(factor)) {
+                run[k] = *value;
+            }
         }
     }
-    let mut kept = [false; LANES];
-    for lane in 0..LANES {
-        probe[lane] = probe[lane] + (own[lane] - own[lane]);
-        kept[lane] = above[lane] < keep;
+}
+
+/// Which entries of every column of `lines` (group x width) are among its `keep` largest; `ahead` is scratch.
+///
+/// Each pair is compared once: the later line comes first only where it is strictly greater.
+#[expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#[inline(always)]
+fn rank<T: Score>(lines: &[T], ahead: &mut [u32], kept: &mut [bool], (width, keep): (usize, u32)) {
+    for (later, own) in lines.chunks_exact(width).enumerate() {
+        let (before, behind) = ahead.split_at_mut(later * width);
+        let behind = &mut behind[..width];
+        behind.fill(later as u32);
+        let earlier = lines
+            .chunks_exact(width)
+            .zip(before.chunks_exact_mut(width));
+        for (other, ahead) in earlier {
+            let entries = own.iter().zip(other);
+            for (((own, other), ahead), behind) in entries.zip(ahead).zip(behind.iter_mut()) {
+                let overtakes = u32::from(own > other);
+                *ahead += overtakes;
+                *behind -= overtakes;
+            }
+        }
     }
-    kept
+    for (kept, &ahead) in kept.iter_mut().zip(ahead.iter()) {
+        *kept = ahead < keep;
+    }
 }
 
 #[cfg(test)]
