@@ -7,11 +7,8 @@ use super::{Fibers, Pattern, pattern::MAX_GROUP};
 use crate::vector::{Kernel, widest};
 use crate::{Error, Result};
 
-/// Groups, or neighbouring fibers, ranked at once: long enough for loops over slices, short enough for the L1 cache.
-const LANES: usize = 64;
-
-/// Entries of the largest tile.
-const TILE: usize = MAX_GROUP * LANES;
+/// Entries ranked at once: long enough for loops over slices, short enough for the L1 cache.
+const TILE: usize = 2048;
 
 /// Entries one task looks at; about a quarter of an L2 cache.
 const TASK: usize = 1 << 15;
@@ -46,6 +43,7 @@ pub fn nm_mask<T: Score>(score: &[T], fibers: Fibers, pattern: Pattern) -> Resul
         return Ok(mask);
     }
     let slab = unit * (TASK / unit).max(1);
+    let network = Network::new(pattern);
     let finite = score
         .par_chunks(slab)
         .zip(mask.par_chunks_mut(slab))
@@ -55,6 +53,7 @@ pub fn nm_mask<T: Score>(score: &[T], fibers: Fibers, pattern: Pattern) -> Resul
                 mask,
                 inner: fibers.inner,
                 pattern,
+                network: &network,
             })
         })
         .reduce(|| true, |a, b| a && b);
@@ -78,13 +77,14 @@ fn not_finite<T: Score>(score: &[T], fibers: Fibers) -> Error {
 
 /// Whole groups of consecutive entries (`inner = 1`), or whole slabs of `inner` interleaved groups.
 ///
-/// Both are ranked in tiles of `group` lines, where a line holds one place of up to `LANES` groups. The loops run over
+/// Both are ranked in tiles of `group` lines, where a line holds one place of each of them. The loops run over
 /// slices and not over 16-lane arrays: measured, LLVM unrolls the latter first and then falls back to gathers.
 struct TopN<'a, T> {
     score: &'a [T],
     mask: &'a mut [bool],
     inner: usize,
     pattern: Pattern,
+    network: &'a Network,
 }
 
 impl<T: Score> Kernel for TopN<'_, T> {
@@ -115,20 +115,21 @@ impl<T: Score> TopN<'_, T> {
     )]
     #[inline(always)]
     fn consecutive(self) {
-        let (group, keep) = (self.pattern.group(), self.pattern.keep() as u32);
-        let (factors, used) = (factors(group), group * LANES);
+        let group = self.pattern.group();
+        let width = width(group);
+        let (factors, used) = (factors(group), group * width);
         let (mut one, mut two) = ([T::zero(); TILE], [T::zero(); TILE]);
         let (mut lines, mut spare) = (&mut one[..used], &mut two[..used]);
         let (mut three, mut four) = ([false; TILE], [false; TILE]);
         let (mut kept, mut other) = (&mut three[..used], &mut four[..used]);
-        let mut ahead = [0; TILE];
+        let mut room = [0; TILE / 2];
         for (score, mask) in self.score.chunks(used).zip(self.mask.chunks_mut(used)) {
             lines[..score.len()].copy_from_slice(score);
             for &factor in &factors {
                 deal(lines, spare, factor);
                 std::mem::swap(&mut lines, &mut spare);
             }
-            rank(lines, &mut ahead[..used], kept, (LANES, keep));
+            rank(lines, kept, self.network, (spare, &mut room[..width]));
             for &factor in factors.iter().rev() {
                 collect(kept, other, factor);
                 std::mem::swap(&mut kept, &mut other);
@@ -143,40 +144,39 @@ impl<T: Score> TopN<'_, T> {
     )]
     #[inline(always)]
     fn interleaved(self) {
-        let (group, keep) = (self.pattern.group(), self.pattern.keep() as u32);
-        let unit = group * self.inner;
-        let piece = self.inner.min(LANES);
-        let units = LANES / piece;
-        let (mut lines, mut kept) = ([T::zero(); TILE], [false; TILE]);
-        let mut ahead = [0; TILE];
-        let used = group * LANES;
-        let parts = self.score.chunks(unit * units);
-        for (score, mask) in parts.zip(self.mask.chunks_mut(unit * units)) {
+        let group = self.pattern.group();
+        let width = width(group);
+        let piece = self.inner.min(width);
+        let slab = group * self.inner * (width / piece);
+        let (mut one, mut two, mut three) = ([T::zero(); TILE], [T::zero(); TILE], [false; TILE]);
+        let used = group * width;
+        let (lines, spare, kept) = (&mut one[..used], &mut two[..used], &mut three[..used]);
+        let mut room = [0; TILE / 2];
+        let start = |row: usize| row % group * width + row / group * piece;
+        for (score, mask) in self.score.chunks(slab).zip(self.mask.chunks_mut(slab)) {
             for first in (0..self.inner).step_by(piece) {
-                let width = piece.min(self.inner - first);
-                for (place, row) in score.chunks_exact(self.inner).enumerate() {
-                    let start = place % group * LANES + place / group * piece;
-                    lines[start..start + width].copy_from_slice(&row[first..first + width]);
+                let part = first..self.inner.min(first + piece);
+                for (row, entries) in score.chunks_exact(self.inner).enumerate() {
+                    lines[start(row)..][..part.len()].copy_from_slice(&entries[part.clone()]);
                 }
-                rank(
-                    &lines[..used],
-                    &mut ahead[..used],
-                    &mut kept[..used],
-                    (LANES, keep),
-                );
-                for (place, row) in mask.chunks_exact_mut(self.inner).enumerate() {
-                    let start = place % group * LANES + place / group * piece;
-                    row[first..first + width].copy_from_slice(&kept[start..start + width]);
+                rank(lines, kept, self.network, (spare, &mut room[..width]));
+                for (row, entries) in mask.chunks_exact_mut(self.inner).enumerate() {
+                    entries[part.clone()].copy_from_slice(&kept[start(row)..][..part.len()]);
                 }
             }
         }
     }
 }
 
-/// The primes of M, lowest first: 12 = 2 * 2 * 3.
+/// Groups in one tile; a multiple of 16 for groups of up to 32, so that lines fill whole vectors.
+fn width(group: usize) -> usize {
+    TILE / group / 16 * 16
+}
+
+/// M as a product of fours, at most one two, and odd primes: 24 = 4 * 2 * 3.
 fn factors(group: usize) -> Vec<usize> {
     let (mut rest, mut found) = (group, Vec::new());
-    for factor in 2..=group {
+    for factor in std::iter::once(4).chain(2..=group) {
         while rest.is_multiple_of(factor) {
             found.push(factor);
             rest /= factor;
@@ -187,7 +187,7 @@ fn factors(group: usize) -> Vec<usize> {
 
 /// to[k * part + e] = from[factor * e + k]: moves the lowest digit of the position to the top.
 ///
-/// One pass per prime of M turns `LANES` consecutive groups into M lines of `LANES` entries.
+/// One pass per factor of M turns consecutive groups into M lines, one for each place.
 #[expect(
     clippy::inline_always,
     reason = "takes on the caller's instruction set"
@@ -195,15 +195,25 @@ fn factors(group: usize) -> Vec<usize> {
 #[inline(always)]
 fn deal<T: Copy>(from: &[T], to: &mut [T], factor: usize) {
     let part = from.len() / factor;
-    if factor == 2 {
-        let (even, odd) = to.split_at_mut(part);
-        for ((pair, even), odd) in from.chunks_exact(2).zip(even).zip(odd) {
-            (*even, *odd) = (pair[0], pair[1]);
+    match factor {
+        2 => {
+            let (even, odd) = to.split_at_mut(part);
+            for ((pair, even), odd) in from.chunks_exact(2).zip(even).zip(odd) {
+                (*even, *odd) = (pair[0], pair[1]);
+            }
         }
-    } else {
-        for (k, line) in to.chunks_exact_mut(part).enumerate() {
-            for (value, run) in line.iter_mut().zip(from.chunks_exact(factor)) {
-                *value = run[k];
+        4 => {
+            let (front, back) = to.split_at_mut(2 * part);
+            let ((a, b), (c, d)) = (front.split_at_mut(part), back.split_at_mut(part));
+            for ((((run, a), b), c), d) in from.chunks_exact(4).zip(a).zip(b).zip(c).zip(d) {
+                (*a, *b, *c, *d) = (run[0], run[1], run[2], run[3]);
+            }
+        }
+        _ => {
+            for (k, line) in to.chunks_exact_mut(part).enumerate() {
+                for (value, run) in line.iter_mut().zip(from.chunks_exact(factor)) {
+                    *value = run[k];
+                }
             }
         }
     }
@@ -217,47 +227,107 @@ fn deal<T: Copy>(from: &[T], to: &mut [T], factor: usize) {
 #[inline(always)]
 fn collect<T: Copy>(from: &[T], to: &mut [T], factor: usize) {
     let part = from.len() / factor;
-    if factor == 2 {
-        let (even, odd) = from.split_at(part);
-        for ((pair, even), odd) in to.chunks_exact_mut(2).zip(even).zip(odd) {
-            (pair[0], pair[1]) = (*even, *odd);
+    match factor {
+        2 => {
+            let (even, odd) = from.split_at(part);
+            for ((pair, even), odd) in to.chunks_exact_mut(2).zip(even).zip(odd) {
+                (pair[0], pair[1]) = (*even, *odd);
+            }
         }
-    } else {
-        for (k, line) in from.chunks_exact(part).enumerate() {
-            for (value, run) in line.iter().zip(to.chunks_exact_mut(factor)) {
-                run[k] = *value;
+        4 => {
+            let (front, back) = from.split_at(2 * part);
+            let ((a, b), (c, d)) = (front.split_at(part), back.split_at(part));
+            for ((((run, a), b), c), d) in to.chunks_exact_mut(4).zip(a).zip(b).zip(c).zip(d) {
+                (run[0], run[1], run[2], run[3]) = (*a, *b, *c, *d);
+            }
+        }
+        _ => {
+            for (k, line) in from.chunks_exact(part).enumerate() {
+                for (value, run) in line.iter().zip(to.chunks_exact_mut(factor)) {
+                    run[k] = *value;
+                }
             }
         }
     }
 }
 
-/// Which entries of every column of `lines` (group x width) are among its `keep` largest; `ahead` is scratch.
+/// Which entries of every column of `lines` (group x width) are among its `keep` largest; `sorted` and `room` are scratch.
 ///
-/// Each pair is compared once: the later line comes first only where it is strictly greater.
+/// The network leaves the `keep`-th largest in its line. Entries above it stay, and of those equal to it the first ones,
+/// as many as there is room for.
 #[expect(
     clippy::inline_always,
     reason = "takes on the caller's instruction set"
 )]
 #[inline(always)]
-fn rank<T: Score>(lines: &[T], ahead: &mut [u32], kept: &mut [bool], (width, keep): (usize, u32)) {
-    for (later, own) in lines.chunks_exact(width).enumerate() {
-        let (before, behind) = ahead.split_at_mut(later * width);
-        let behind = &mut behind[..width];
-        behind.fill(later as u32);
-        let earlier = lines
-            .chunks_exact(width)
-            .zip(before.chunks_exact_mut(width));
-        for (other, ahead) in earlier {
-            let entries = own.iter().zip(other);
-            for (((own, other), ahead), behind) in entries.zip(ahead).zip(behind.iter_mut()) {
-                let overtakes = u32::from(own > other);
-                *ahead += overtakes;
-                *behind -= overtakes;
-            }
+fn rank<T: Score>(
+    lines: &[T],
+    kept: &mut [bool],
+    network: &Network,
+    (sorted, room): (&mut [T], &mut [u32]),
+) {
+    let width = room.len();
+    sorted.copy_from_slice(lines);
+    for &(upper, lower) in &network.exchanges {
+        let (front, back) = sorted.split_at_mut(lower * width);
+        let upper = &mut front[upper * width..][..width];
+        for (a, b) in upper.iter_mut().zip(&mut back[..width]) {
+            (*a, *b) = if *a < *b { (*b, *a) } else { (*a, *b) };
         }
     }
-    for (kept, &ahead) in kept.iter_mut().zip(ahead.iter()) {
-        *kept = ahead < keep;
+    let last = &sorted[(network.keep - 1) * width..][..width];
+    room.fill(network.keep as u32);
+    for line in lines.chunks_exact(width) {
+        for ((value, last), room) in line.iter().zip(last).zip(room.iter_mut()) {
+            *room -= u32::from(value > last);
+        }
+    }
+    for (line, kept) in lines.chunks_exact(width).zip(kept.chunks_exact_mut(width)) {
+        let entries = line.iter().zip(last).zip(room.iter_mut());
+        for (((value, last), room), kept) in entries.zip(kept) {
+            let tie = u32::from(value == last) & u32::from(*room > 0);
+            *kept = (value > last) | (tie > 0);
+            *room -= tie;
+        }
+    }
+}
+
+/// Compare-exchange steps that bring the `keep`-th largest of `group` lines to its place.
+struct Network {
+    keep: usize,
+    exchanges: Vec<(usize, usize)>,
+}
+
+impl Network {
+    /// Merge exchange sorting for any length (Knuth, The Art of Computer Programming 3, 5.2.2, Algorithm M), less the
+    /// steps that the `keep`-th line does not depend on.
+    fn new(pattern: Pattern) -> Self {
+        let (keep, group) = (pattern.keep(), pattern.group());
+        let mut exchanges = Vec::new();
+        let top = group.next_power_of_two() / 2;
+        let mut p = top;
+        while p > 0 {
+            let (mut q, mut r, mut d) = (top, 0, p);
+            loop {
+                let pairs = (0..group - d).filter(|i| i & p == r);
+                exchanges.extend(pairs.map(|i| (i, i + d)));
+                if q == p {
+                    break;
+                }
+                (d, q, r) = (q - p, q / 2, p);
+            }
+            p /= 2;
+        }
+        let mut needed = [false; MAX_GROUP];
+        needed[keep - 1] = true;
+        exchanges.reverse();
+        exchanges.retain(|&(upper, lower)| {
+            let used = needed[upper] || needed[lower];
+            (needed[upper], needed[lower]) = (needed[upper] | used, needed[lower] | used);
+            used
+        });
+        exchanges.reverse();
+        Self { keep, exchanges }
     }
 }
 
