@@ -352,7 +352,6 @@ class PlannedLayer:
     kept_score: float  # share of the summed score that stays
     relative_error: float  # of the layer's outputs, after compensation
     mask_only_error: float  # the same with the dense weights under the mask
-    seconds: float
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from mpcore.folder import RunFolder, hashes, read_json
 from mpcore.records import Pattern, PlannedLayer
 
 PRINT = {"seed": 0, "recipe": {"pattern": "2:4"}}
-PLAN = PlannedLayer("a", Pattern("2:4"), (2, 4), 4, 0.9, 0.01, 0.02, 1.0)
+PLAN = PlannedLayer("a", Pattern("2:4"), (2, 4), 4, 0.9, 0.01, 0.02)
 
 
 def test_a_folder_opens_again_with_the_same_fingerprint(tmp_path):

@@ -64,4 +64,3 @@ def test_an_order_that_is_no_permutation_is_refused():
 def test_a_sequential_chain_ends_at_what_mixes_channels():
     net = nn.Sequential(nn.Conv2d(4, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
     assert [group.consumers for group in plans.find(net)] == [("4",)]
-

@@ -7,8 +7,8 @@ use super::{Fibers, Pattern, pattern::MAX_GROUP};
 use crate::vector::{Kernel, widest};
 use crate::{Error, Result};
 
-/// Groups, or neighbouring fibers, ranked at once.
-const LANES: usize = 16;
+/// Entries ranked at once: long enough for loops over slices, short enough for the L1 cache.
+const TILE: usize = 2048;
 
 /// Entries one task looks at; about a quarter of an L2 cache.
 const TASK: usize = 1 << 15;
@@ -42,21 +42,18 @@ pub fn nm_mask<T: Score>(score: &[T], fibers: Fibers, pattern: Pattern) -> Resul
     if unit == 0 {
         return Ok(mask);
     }
-    let slab = if fibers.inner == 1 {
-        unit * (TASK / unit).max(1)
-    } else {
-        unit
-    };
+    let slab = unit * (TASK / unit).max(1);
+    let network = Network::new(pattern);
     let finite = score
         .par_chunks(slab)
         .zip(mask.par_chunks_mut(slab))
-        .with_min_len((TASK / slab).max(1))
         .map(|(score, mask)| {
             widest(TopN {
                 score,
                 mask,
                 inner: fibers.inner,
                 pattern,
+                network: &network,
             })
         })
         .reduce(|| true, |a, b| a && b);
@@ -78,15 +75,20 @@ fn not_finite<T: Score>(score: &[T], fibers: Fibers) -> Error {
     }
 }
 
-/// Whole groups of consecutive entries (`inner = 1`), or the `inner` interleaved groups of one slab.
+/// Whole groups of consecutive entries (`inner = 1`), or whole slabs of `inner` interleaved groups.
+///
+/// Both are ranked in tiles of `group` lines, where a line holds one place of each of them. The loops run over
+/// slices and not over 16-lane arrays: measured, LLVM unrolls the latter first and then falls back to gathers.
 struct TopN<'a, T> {
     score: &'a [T],
     mask: &'a mut [bool],
     inner: usize,
     pattern: Pattern,
+    network: &'a Network,
 }
 
 impl<T: Score> Kernel for TopN<'_, T> {
+    /// True if every score is finite.
     type Output = bool;
 
     #[expect(
@@ -95,91 +97,238 @@ impl<T: Score> Kernel for TopN<'_, T> {
     )]
     #[inline(always)]
     fn run(self) -> bool {
-        match self.pattern.group() {
-            2 => self.ranks::<2>(),
-            4 => self.ranks::<4>(),
-            8 => self.ranks::<8>(),
-            16 => self.ranks::<16>(),
-            _ => self.ranks::<MAX_GROUP>(),
+        let score = self.score;
+        if self.inner == 1 {
+            self.consecutive();
+        } else {
+            self.interleaved();
         }
+        let bad = |v: &T| u32::from(!v.is_finite());
+        score.iter().fold(0, |found, v| found | bad(v)) == 0
     }
 }
 
 impl<T: Score> TopN<'_, T> {
-    /// Rank tiles of up to `LANES` groups; `M` only bounds the group, so that loops unroll. True if all is finite.
     #[expect(
         clippy::inline_always,
         reason = "takes on the caller's instruction set"
     )]
     #[inline(always)]
-    fn ranks<const M: usize>(self) -> bool {
-        let (keep, group) = (
-            self.pattern.keep() as u32,
-            if M < MAX_GROUP {
-                M
-            } else {
-                self.pattern.group()
-            },
-        );
-        let (step, next) = if self.inner == 1 {
-            (1, group)
-        } else {
-            (self.inner, 1)
-        };
-        let lanes = self.score.len() / group;
-        let mut probe = [T::zero(); LANES];
-        for first in (0..lanes).step_by(LANES) {
-            let width = LANES.min(lanes - first);
-            let base = first * next;
-            let mut tile = [[T::zero(); LANES]; M];
-            for (place, line) in tile[..group].iter_mut().enumerate() {
-                for (lane, value) in line[..width].iter_mut().enumerate() {
-                    *value = self.score[base + lane * next + place * step];
-                }
+    fn consecutive(self) {
+        let group = self.pattern.group();
+        let width = width(group);
+        let (factors, used) = (factors(group), group * width);
+        let (mut one, mut two) = ([T::zero(); TILE], [T::zero(); TILE]);
+        let (mut lines, mut spare) = (&mut one[..used], &mut two[..used]);
+        let (mut three, mut four) = ([false; TILE], [false; TILE]);
+        let (mut kept, mut other) = (&mut three[..used], &mut four[..used]);
+        let mut room = [0; TILE / 2];
+        for (score, mask) in self.score.chunks(used).zip(self.mask.chunks_mut(used)) {
+            lines[..score.len()].copy_from_slice(score);
+            for &factor in &factors {
+                deal(lines, spare, factor);
+                std::mem::swap(&mut lines, &mut spare);
             }
-            for place in 0..group {
-                let kept = fewer_above(&tile[..group], place, keep, &mut probe);
-                for (lane, &kept) in kept[..width].iter().enumerate() {
-                    self.mask[base + lane * next + place * step] = kept;
+            rank(lines, kept, self.network, (spare, &mut room[..width]));
+            for &factor in factors.iter().rev() {
+                collect(kept, other, factor);
+                std::mem::swap(&mut kept, &mut other);
+            }
+            mask.copy_from_slice(&kept[..mask.len()]);
+        }
+    }
+
+    #[expect(
+        clippy::inline_always,
+        reason = "takes on the caller's instruction set"
+    )]
+    #[inline(always)]
+    fn interleaved(self) {
+        let group = self.pattern.group();
+        let width = width(group);
+        let piece = self.inner.min(width);
+        let slab = group * self.inner * (width / piece);
+        let (mut one, mut two, mut three) = ([T::zero(); TILE], [T::zero(); TILE], [false; TILE]);
+        let used = group * width;
+        let (lines, spare, kept) = (&mut one[..used], &mut two[..used], &mut three[..used]);
+        let mut room = [0; TILE / 2];
+        let start = |row: usize| row % group * width + row / group * piece;
+        for (score, mask) in self.score.chunks(slab).zip(self.mask.chunks_mut(slab)) {
+            for first in (0..self.inner).step_by(piece) {
+                let part = first..self.inner.min(first + piece);
+                for (row, entries) in score.chunks_exact(self.inner).enumerate() {
+                    lines[start(row)..][..part.len()].copy_from_slice(&entries[part.clone()]);
+                }
+                rank(lines, kept, self.network, (spare, &mut room[..width]));
+                for (row, entries) in mask.chunks_exact_mut(self.inner).enumerate() {
+                    entries[part.clone()].copy_from_slice(&kept[start(row)..][..part.len()]);
                 }
             }
         }
-        probe.iter().all(|v| *v == T::zero())
     }
 }
 
-/// Whether fewer than `keep` entries of the group come before the one at `place`, lane by lane.
+/// Groups in one tile; a multiple of 16 for groups of up to 32, so that lines fill whole vectors.
+fn width(group: usize) -> usize {
+    TILE / group / 16 * 16
+}
+
+/// M as a product of fours, at most one two, and odd primes: 24 = 4 * 2 * 3.
+fn factors(group: usize) -> Vec<usize> {
+    let (mut rest, mut found) = (group, Vec::new());
+    for factor in std::iter::once(4).chain(2..=group) {
+        while rest.is_multiple_of(factor) {
+            found.push(factor);
+            rest /= factor;
+        }
+    }
+    found
+}
+
+/// to[k * part + e] = from[factor * e + k]: moves the lowest digit of the position to the top.
 ///
-/// `probe` gathers x - x, which is zero for finite x and NaN otherwise.
+/// One pass per factor of M turns consecutive groups into M lines, one for each place.
 #[expect(
     clippy::inline_always,
     reason = "takes on the caller's instruction set"
 )]
 #[inline(always)]
-fn fewer_above<T: Score>(
-    tile: &[[T; LANES]],
-    place: usize,
-    keep: u32,
-    probe: &mut [T; LANES],
-) -> [bool; LANES] {
-    let own = tile[place];
-    let mut above = [0u32; LANES];
-    for other in &tile[..place] {
-        for lane in 0..LANES {
-            above[lane] += u32::from(other[lane] >= own[lane]);
+fn deal<T: Copy>(from: &[T], to: &mut [T], factor: usize) {
+    let part = from.len() / factor;
+    match factor {
+        2 => {
+            let (even, odd) = to.split_at_mut(part);
+            for ((pair, even), odd) in from.chunks_exact(2).zip(even).zip(odd) {
+                (*even, *odd) = (pair[0], pair[1]);
+            }
+        }
+        4 => {
+            let (front, back) = to.split_at_mut(2 * part);
+            let ((a, b), (c, d)) = (front.split_at_mut(part), back.split_at_mut(part));
+            for ((((run, a), b), c), d) in from.chunks_exact(4).zip(a).zip(b).zip(c).zip(d) {
+                (*a, *b, *c, *d) = (run[0], run[1], run[2], run[3]);
+            }
+        }
+        _ => {
+            for (k, line) in to.chunks_exact_mut(part).enumerate() {
+                for (value, run) in line.iter_mut().zip(from.chunks_exact(factor)) {
+                    *value = run[k];
+                }
+            }
         }
     }
-    for other in &tile[place + 1..] {
-        for lane in 0..LANES {
-            above[lane] += u32::from(other[lane] > own[lane]);
+}
+
+/// The inverse of [`deal`]: to[factor * e + k] = from[k * part + e].
+#[expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#[inline(always)]
+fn collect<T: Copy>(from: &[T], to: &mut [T], factor: usize) {
+    let part = from.len() / factor;
+    match factor {
+        2 => {
+            let (even, odd) = from.split_at(part);
+            for ((pair, even), odd) in to.chunks_exact_mut(2).zip(even).zip(odd) {
+                (pair[0], pair[1]) = (*even, *odd);
+            }
+        }
+        4 => {
+            let (front, back) = from.split_at(2 * part);
+            let ((a, b), (c, d)) = (front.split_at(part), back.split_at(part));
+            for ((((run, a), b), c), d) in to.chunks_exact_mut(4).zip(a).zip(b).zip(c).zip(d) {
+                (run[0], run[1], run[2], run[3]) = (*a, *b, *c, *d);
+            }
+        }
+        _ => {
+            for (k, line) in from.chunks_exact(part).enumerate() {
+                for (value, run) in line.iter().zip(to.chunks_exact_mut(factor)) {
+                    run[k] = *value;
+                }
+            }
         }
     }
-    let mut kept = [false; LANES];
-    for lane in 0..LANES {
-        probe[lane] = probe[lane] + (own[lane] - own[lane]);
-        kept[lane] = above[lane] < keep;
+}
+
+/// Which entries of every column of `lines` (group x width) are among its `keep` largest; `sorted` and `room` are scratch.
+///
+/// The network leaves the `keep`-th largest in its line. Entries above it stay, and of those equal to it the first ones,
+/// as many as there is room for.
+#[expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#[inline(always)]
+fn rank<T: Score>(
+    lines: &[T],
+    kept: &mut [bool],
+    network: &Network,
+    (sorted, room): (&mut [T], &mut [u32]),
+) {
+    let width = room.len();
+    sorted.copy_from_slice(lines);
+    for &(upper, lower) in &network.exchanges {
+        let (front, back) = sorted.split_at_mut(lower * width);
+        let upper = &mut front[upper * width..][..width];
+        for (a, b) in upper.iter_mut().zip(&mut back[..width]) {
+            (*a, *b) = if *a < *b { (*b, *a) } else { (*a, *b) };
+        }
     }
-    kept
+    let last = &sorted[(network.keep - 1) * width..][..width];
+    room.fill(network.keep as u32);
+    for line in lines.chunks_exact(width) {
+        for ((value, last), room) in line.iter().zip(last).zip(room.iter_mut()) {
+            *room -= u32::from(value > last);
+        }
+    }
+    for (line, kept) in lines.chunks_exact(width).zip(kept.chunks_exact_mut(width)) {
+        let entries = line.iter().zip(last).zip(room.iter_mut());
+        for (((value, last), room), kept) in entries.zip(kept) {
+            let tie = u32::from(value == last) & u32::from(*room > 0);
+            *kept = (value > last) | (tie > 0);
+            *room -= tie;
+        }
+    }
+}
+
+/// Compare-exchange steps that bring the `keep`-th largest of `group` lines to its place.
+struct Network {
+    keep: usize,
+    exchanges: Vec<(usize, usize)>,
+}
+
+impl Network {
+    /// Merge exchange sorting for any length (Knuth, The Art of Computer Programming 3, 5.2.2, Algorithm M), less the
+    /// steps that the `keep`-th line does not depend on.
+    fn new(pattern: Pattern) -> Self {
+        let (keep, group) = (pattern.keep(), pattern.group());
+        let mut exchanges = Vec::new();
+        let top = group.next_power_of_two() / 2;
+        let mut p = top;
+        while p > 0 {
+            let (mut q, mut r, mut d) = (top, 0, p);
+            loop {
+                let pairs = (0..group - d).filter(|i| i & p == r);
+                exchanges.extend(pairs.map(|i| (i, i + d)));
+                if q == p {
+                    break;
+                }
+                (d, q, r) = (q - p, q / 2, p);
+            }
+            p /= 2;
+        }
+        let mut needed = [false; MAX_GROUP];
+        needed[keep - 1] = true;
+        exchanges.reverse();
+        exchanges.retain(|&(upper, lower)| {
+            let used = needed[upper] || needed[lower];
+            (needed[upper], needed[lower]) = (needed[upper] | used, needed[lower] | used);
+            used
+        });
+        exchanges.reverse();
+        Self { keep, exchanges }
+    }
 }
 
 #[cfg(test)]
