@@ -21,13 +21,13 @@ def largest(magnitudes: Array, keep: int, group: int) -> Array:
     """Mask of the ``keep`` largest of every ``group`` consecutive columns, ties to the lower column."""
     groups = magnitudes.reshape(len(magnitudes), -1, group)
     order = np.argsort(-groups, axis=2, kind="stable")[:, :, :keep]
-    mask = np.zeros(groups.shape, bool)
+    mask: Array = np.zeros(groups.shape, bool)
     np.put_along_axis(mask, order, True, axis=2)
     return mask.reshape(magnitudes.shape)
 
 
 def lstsq(W: Array, gram: Array, mask: Array, damping: float) -> Array:
-    """min tr((W' - W)(H + lambda I)(W' - W)') with W' zero off the mask: one dense least squares problem per row."""
+    """Minimise tr((W' - W)(H + lambda I)(W' - W)') over W' zero off the mask, one dense problem per row."""
     root = np.linalg.cholesky(damped(gram, damping)).T
     fitted = np.zeros(W.shape)
     for row, kept in enumerate(mask):

@@ -3,6 +3,7 @@
 //! It knows nothing of Python. Every routine is a pure function of its arguments: the same input gives the same bits,
 //! whatever the number of threads.
 
+pub mod certify;
 pub mod compensate;
 pub mod error;
 pub mod linalg;

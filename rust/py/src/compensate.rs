@@ -111,7 +111,10 @@ fn unpack<'a>(
 }
 
 /// Row-major entries of an array; [`PyValueError`] for other layouts.
-fn contiguous<'a, T: Element>(name: &str, array: &'a PyReadonlyArray2<'_, T>) -> PyResult<&'a [T]> {
+pub(crate) fn contiguous<'a, T: Element>(
+    name: &str,
+    array: &'a PyReadonlyArray2<'_, T>,
+) -> PyResult<&'a [T]> {
     if !array.is_c_contiguous() {
         return Err(PyValueError::new_err(format!(
             "{name}: wanted a C-contiguous array"

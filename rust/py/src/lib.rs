@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 
+mod certify;
 mod compensate;
 mod error;
 mod masks;
@@ -9,6 +10,7 @@ mod masks;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    certify::register(module)?;
     compensate::register(module)?;
     masks::register(module)?;
     Ok(())
