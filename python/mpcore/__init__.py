@@ -5,3 +5,5 @@ from mpcore.records import ConvergenceError as ConvergenceError
 from mpcore.records import Pattern as Pattern
 from mpcore.masks import check_mask as check_mask
 from mpcore.masks import nm_mask as nm_mask
+from mpcore.permute import PermutationResult as PermutationResult
+from mpcore.permute import optimize_permutation as optimize_permutation

@@ -6,6 +6,7 @@
 pub mod error;
 pub mod linalg;
 pub mod nm;
+pub mod permute;
 pub mod threads;
 mod vector;
 

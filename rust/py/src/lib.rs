@@ -4,10 +4,12 @@ use pyo3::prelude::*;
 
 mod error;
 mod masks;
+mod permute;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     masks::register(module)?;
+    permute::register(module)?;
     Ok(())
 }
