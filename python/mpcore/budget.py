@@ -74,8 +74,8 @@ def seb(
 
     The paper removes exactly these single weights, and below s = 0.20 takes the tail exponent of the spectrum for the
     signal. Here the signal is always sigma_plus and only the resulting density of each layer is used: it is rounded to
-    the nearest N':M of the same M (1 <= N' <= M, M meaning dense), then single layers are moved by one N' as long as that
-    brings the number of kept weights nearer to the uniform one, the move that strays least from its density first.
+    the nearest N':M of the same M (1 <= N' <= M, M meaning dense), then single layers are moved by one N' as long as
+    that brings the number of kept weights nearer to the uniform one, the move that strays least from its density first.
 
     Args:
         layers: an inventory's layers.
@@ -157,7 +157,7 @@ def _magnitudes(weights: Mapping[str, Any], layer: LayerInfo) -> Array:
 
 
 def _layer_weight(role: str, sparsity: float, z: float) -> float:
-    """w = max(0.1, 1 + beta d(s) z): above 1 for layers that should give more."""
+    """The layer's w = max(0.1, 1 + beta d(s) z): above 1 where it should give more."""
     if sparsity <= 0.20:
         beta, vanishes = 0.5, 0.30
     elif sparsity <= 0.40:
