@@ -94,16 +94,38 @@ def seb(
     chosen = [layer for layer, entry in zip(layers, budgets, strict=True) if entry.pattern is not None]
     if not chosen:
         return _budget("seb", layers, budgets)
-    edges = np.array([_edge(sigma_plus, layer.name) for layer in chosen])
-    z = (edges - edges.mean()) / (edges.std() or 1.0)
-    factors = [_layer_weight(layer.role, 1 - wanted.density, score) for layer, score in zip(chosen, z, strict=True)]
+    z = _z_scores(chosen, sigma_plus)
+    factors = [_layer_weight(layer.role, 1 - wanted.density, z[layer.name]) for layer in chosen]
     shares = _shares([_magnitudes(weights, layer) for layer in chosen], factors, wanted.density)
     keeps = _whole_patterns(shares, [layer.parameters for layer in chosen], wanted)
     given = {
-        layer.name: _given(layer.name, keep, wanted.group, f"{share:.4f} by SEB, sigma_plus {edge:.4g}, z {score:+.2f}")
-        for layer, keep, share, edge, score in zip(chosen, keeps, shares, edges, z, strict=True)
+        layer.name: _given(layer.name, keep, wanted.group, f"{share:.4f} by SEB, z of sigma_plus {z[layer.name]:+.2f}")
+        for layer, keep, share in zip(chosen, keeps, shares, strict=True)
     }
     return _budget("seb", layers, [given.get(entry.name, entry) for entry in budgets])
+
+
+def layer_weights(layers: Sequence[LayerInfo], sigma_plus: Mapping[str, float], sparsity: float) -> dict[str, float]:
+    """The weight w of every layer at a sparsity, as in :func:`seb`; the smallest |W| / w of all layers go first.
+
+    Args:
+        layers: the layers that compete.
+        sigma_plus: edge of each, in units of its weights.
+        sparsity: share of their weights that goes, 0..1.
+
+    Raises:
+        ValueError: if a layer has no finite edge, or the sparsity is no share.
+    """
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity: {sparsity} is not between 0 and 1")
+    z = _z_scores(layers, sigma_plus)
+    return {layer.name: _layer_weight(layer.role, sparsity, z[layer.name]) for layer in layers}
+
+
+def _z_scores(layers: Sequence[LayerInfo], sigma_plus: Mapping[str, float]) -> dict[str, float]:
+    edges = np.array([_edge(sigma_plus, layer.name) for layer in layers])
+    z = (edges - edges.mean()) / (edges.std() or 1.0)
+    return {layer.name: float(score) for layer, score in zip(layers, z, strict=True)}
 
 
 def _budget(method: str, layers: Sequence[LayerInfo], budgets: list[LayerBudget]) -> Budget:

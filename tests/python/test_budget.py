@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcore import Pattern
-from mpcore.budget import from_table, seb, uniform
+from mpcore.budget import from_table, layer_weights, seb, uniform
 from mpcore.records import Budget, LayerInfo
 
 
@@ -101,7 +101,7 @@ def test_worked_example_of_the_global_threshold():
     budget = seb(layers, {"small": 1.0, "large": 2.0}, weights, "4:8")
     # |W| / w: small i / 0.643 = 1.56 i, large i / 1.357 = 0.737 i; the 8 largest are small 3..8 and large 7, 8
     assert [entry.pattern.keep for entry in budget.layers] == [6, 2]
-    assert budget.layers[0].reason == "6:8, keeps 0.7500 by SEB, sigma_plus 1, z -1.00"
+    assert budget.layers[0].reason == "6:8, keeps 0.7500 by SEB, z of sigma_plus -1.00"
 
 
 def test_a_layer_may_come_out_dense():
@@ -124,11 +124,9 @@ def test_a_layer_may_come_out_dense():
     ],
 )
 def test_the_regime_follows_the_sparsity_and_the_role(pattern, role, expected):
-    from mpcore.budget import _layer_weight
-
-    sparsity = 1 - Pattern(pattern).density
-    assert _layer_weight(role, sparsity, 1.0) == pytest.approx(expected)
-    assert _layer_weight(role, sparsity, -100.0) == (1.0 if pattern == "1:16" else 0.1)
+    layers = [linear("low", 4, 16, role), linear("high", 4, 16, role)]
+    weights = layer_weights(layers, {"low": 1.0, "high": 3.0}, 1 - Pattern(pattern).density)  # z = -1, 1
+    assert weights == pytest.approx({"low": max(0.1, 2 - expected), "high": expected})
 
 
 @settings(max_examples=60, deadline=None)
@@ -163,6 +161,8 @@ def test_missing_or_bad_signals_are_named():
         seb(layers, {}, weights, "2:4")
     with pytest.raises(ValueError, match="sigma_plus: edge of layer 'a' is nan"):
         seb(layers, {"a": np.nan}, weights, "2:4")
+    with pytest.raises(ValueError, match=r"sparsity: 1.5 is not between 0 and 1"):
+        layer_weights(layers, {"a": 1.0}, 1.5)
     with pytest.raises(ValueError, match="weights: none for layer 'a'"):
         seb(layers, {"a": 1.0}, {}, "2:4")
     with pytest.raises(ValueError, match=r"weights\['a'\]: 4 entries, the inventory says 32"):

@@ -183,7 +183,8 @@ def _plain_blocks(model: Any) -> tuple[list[Any], int]:
     """The blocks of a transformer that can merge tokens, and its number of prefix tokens."""
     if not isinstance(model, VisionTransformer):
         raise TypeError(f"model: {type(model).__name__} is not a timm VisionTransformer")
-    blocks: list[Any] = list(model.blocks)
+    trunk: Any = model
+    blocks = list(trunk.blocks)
     if any(isinstance(block, MergingBlock) for block in blocks):
         raise ValueError("model: it merges tokens already; call remove first")
     for index, block in enumerate(blocks):
@@ -191,6 +192,6 @@ def _plain_blocks(model: Any) -> tuple[list[Any], int]:
         if kinds != (Block, Attention):
             found = " with ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"blocks.{index}: {found}, wanted timm's Block with Attention")
-    if model.attn_pool is not None or model.global_pool not in ("token", ""):
-        raise ValueError(f"model: pools over tokens ({model.global_pool!r}), wanted one that reads its class token")
-    return blocks, int(model.num_prefix_tokens)
+    if trunk.attn_pool is not None or trunk.global_pool not in ("token", ""):
+        raise ValueError(f"model: pools over tokens ({trunk.global_pool!r}), wanted one that reads its class token")
+    return blocks, int(trunk.num_prefix_tokens)
