@@ -7,8 +7,7 @@ T, not about other data. They hold for the computed numbers too: rounding is mon
 inequality of float64 differences implies it for the exact ones; a tie certifies nothing.
 
 References:
-    Berlyand, Bourdais, Owhadi, Shmalo, "Pruning deep neural networks via the Marchenko-Pastur distribution", 2026
-    (section numbers below are those of docs/method.md).
+    Berlyand, Bourdais, Owhadi, Shmalo, "Pruning deep neural networks via the Marchenko-Pastur distribution", 2026.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def certify(
         seed: of the samples' selection, kept in the record.
 
     Raises:
-        ValueError: for shapes or labels that do not fit, NaN or infinity, or a path that does not reach the pruned model.
+        ValueError: for shapes or labels that do not fit, NaN or infinity, or a path that ends elsewhere.
         TypeError: for logits that are not floating point or labels that are not integers.
 
     Example:
@@ -101,7 +100,7 @@ def _with_labels(
     lead = _native.label_margins(dense, truth)
     surely_right, surely_wrong = lead > 2 * eta, lead < -2 * eta
     accuracy = float((final == truth).mean())
-    interval = (float(surely_right.mean()), 1 - float(surely_wrong.mean()))
+    interval = (float(surely_right.mean()), float((~surely_wrong).mean()))
     _hold(interval[0] <= accuracy <= interval[1], "the accuracy left its certified interval")
     return {
         "ce_change": change,
@@ -139,7 +138,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def margin_stable(margin: Any, eta: Any) -> npt.NDArray[np.bool_]:
-    """Samples whose label cannot have changed: margin > 2 eta, strictly (2.2).
+    """Samples whose label cannot have changed: margin > 2 eta, strictly.
 
     Args:
         margin: (samples,) top logit minus runner-up before the change.
@@ -154,7 +153,7 @@ def margin_stable(margin: Any, eta: Any) -> npt.NDArray[np.bool_]:
 
 
 def ce_bound(eta: Any) -> float:
-    """Bound of the change of the mean cross entropy, 2 mean(eta): its slope in the largest logit change is 2 (2.1, 2.7).
+    """Bound of the change of the mean cross entropy, 2 mean(eta): its slope in the max norm of the logits is 2.
 
     Args:
         eta: (samples,) largest change of any logit, summed over the steps of a path.
@@ -163,7 +162,7 @@ def ce_bound(eta: Any) -> float:
 
 
 def data_path_budget(removed: Any, inputs: Any, lipschitz: Any) -> float:
-    """B_T(R) = (2 / |T|) sum_s L_s max_i |(R v_s)_i|, the loss that removing R can cost on T (1.3).
+    """B_T(R) = (2 / |T|) sum_s L_s max_i |(R v_s)_i|, the loss that removing R can cost on T.
 
     Args:
         removed: (rows, columns) R, zero where weights stay.
@@ -184,22 +183,22 @@ def data_path_budget(removed: Any, inputs: Any, lipschitz: Any) -> float:
 
 
 def elastic_net_margin(removed: Any, budget: float, *, lambda2: float, lambda1: float = 0.0) -> float:
-    """lambda2 |R|_F^2 + lambda1 |R|_1 - B_T(R): removing R lowers CE + lambda2 |W|_F^2 + lambda1 |W|_1 if positive (2.4).
+    """lambda2 |R|_F^2 + lambda1 |R|_1 - B_T(R): removing R lowers CE + lambda2 |W|_F^2 + lambda1 |W|_1 if positive.
 
-    ``removed`` is R with a support disjoint from the weights that stay; after a restoration, what is finally removed (2.5).
+    ``removed`` is R, its support disjoint from the weights that stay; after a restoration, what is finally removed.
     """
     square, absolute = _norms(removed)
     return lambda2 * square + lambda1 * absolute - budget
 
 
 def frobenius_margin(kept: Any, removed: Any, budget: float, *, lambda2: float) -> float:
-    """lambda2 (|R|_F^2 - 2 |<S, R>|) - B_T(R), for any split W = S + R: CE + lambda2 |W|_F^2 falls if positive (2.3)."""
+    """lambda2 (|R|_F^2 - 2 |<S, R>|) - B_T(R), for any split W = S + R: CE + lambda2 |W|_F^2 falls if positive."""
     S, R = to_numpy(kept, "kept").astype(np.float64), to_numpy(removed, "removed").astype(np.float64)
     return lambda2 * float((R * R).sum() - 2 * abs((S * R).sum())) - budget
 
 
 def smallest_lambda2(removed: Any, budget: float, *, lambda1: float = 0.0) -> float:
-    """The lambda2 above which :func:`elastic_net_margin` is positive; inf if nothing is removed at a positive budget."""
+    """The lambda2 above which :func:`elastic_net_margin` is positive; inf for a positive budget of removing nothing."""
     square, absolute = _norms(removed)
     missing = budget - lambda1 * absolute
     if missing <= 0:
@@ -210,7 +209,7 @@ def smallest_lambda2(removed: Any, budget: float, *, lambda1: float = 0.0) -> fl
 def restoration_gain(
     restored: Any, budget_before: float, budget_after: float, *, lambda2: float, lambda1: float = 0.0
 ) -> float:
-    """B_T(Q + P) - B_T(P) - lambda2 |Q|_F^2 - lambda1 |Q|_1: restoring Q tightens the bound if positive (2.5).
+    """B_T(Q + P) - B_T(P) - lambda2 |Q|_F^2 - lambda1 |Q|_1: restoring Q tightens the bound if positive.
 
     ``budget_before`` is B_T(Q + P) and ``budget_after`` is B_T(P); the budget is not monotone in the support, so that
     a restoration can also loosen it.
@@ -254,12 +253,14 @@ def _path_total(steps: dict[str, Vector], eta: Vector, scale: float) -> Vector:
         return eta
     total = np.sum(list(steps.values()), axis=0) * (1 + (len(steps) + 1) * np.finfo(np.float64).eps)
     short = eta - total
-    if (worst := int(short.argmax())) >= 0 and short[worst] > _PATH_TOLERANCE * scale:
+    worst = int(short.argmax())
+    if short[worst] > _PATH_TOLERANCE * scale:
         raise ValueError(
             f"path: the changes of sample {worst} add up to {total[worst]:.6g}, the logits moved by {eta[worst]:.6g}; "
             "a layer is missing or other samples were measured"
         )
-    return np.maximum(total, eta)
+    along: Vector = np.maximum(total, eta)
+    return along
 
 
 def _cross_entropy(logits: Vector, labels: Labels) -> float:

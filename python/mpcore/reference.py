@@ -21,9 +21,10 @@ def largest(magnitudes: Array, keep: int, group: int) -> Array:
     """Mask of the ``keep`` largest of every ``group`` consecutive columns, ties to the lower column."""
     groups = magnitudes.reshape(len(magnitudes), -1, group)
     order = np.argsort(-groups, axis=2, kind="stable")[:, :, :keep]
-    mask: Array = np.zeros(groups.shape, bool)
+    mask = np.zeros(groups.shape, bool)
     np.put_along_axis(mask, order, True, axis=2)
-    return mask.reshape(magnitudes.shape)
+    kept: Array = mask.reshape(magnitudes.shape)
+    return kept
 
 
 def lstsq(W: Array, gram: Array, mask: Array, damping: float) -> Array:
