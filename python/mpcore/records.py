@@ -6,241 +6,22 @@ library can open a run folder. ``docs/formats.md`` describes each file.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import re
-import types
-import typing
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-import numpy as np
-
-FORMAT = 1
-"""Version of every file of a run folder; a reader refuses a newer one."""
-
-AnyRecord = TypeVar("AnyRecord", bound="Record")
+from mpcore.arrays import to_numpy as to_numpy
+from mpcore.pattern import Pattern as Pattern
+from mpcore.serialise import FORMAT as FORMAT
+from mpcore.serialise import Record as Record
+from mpcore.serialise import atomic as atomic
+from mpcore.serialise import from_plain as from_plain
+from mpcore.serialise import to_plain as to_plain
 
 
 class ConvergenceError(RuntimeError):
     """A numerical routine did not reach its tolerance; the message names the routine and where it stood."""
 
     __module__ = "mpcore"
-
-
-@contextmanager
-def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` and rename it to ``path`` once the block ends well.
-
-    An error or Ctrl-C inside the block removes the temporary file, so ``path`` is either whole or as it was before.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> target = pathlib.Path(tempfile.mkdtemp()) / "a.txt"
-        >>> with atomic(target) as temporary:
-        ...     _ = temporary.write_text("whole")
-        >>> target.read_text()
-        'whole'
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def to_numpy(value: Any, name: str, *, ndim: int | None = None, finite: bool = True) -> np.ndarray[Any, Any]:
-    """A floating-point array from numpy, a torch CPU tensor, or anything with ``__array__`` or DLPack.
-
-    bfloat16 (torch or ml_dtypes) becomes float32, exactly; float16, float32 and float64 stay. Nothing else is
-    converted, and torch is not imported.
-
-    Args:
-        value: the array-like.
-        name: how errors call it.
-        ndim: number of dimensions wanted; None takes any.
-        finite: refuse NaN and infinities.
-
-    Raises:
-        TypeError: if the elements are not floating point, or the tensor is not on the CPU.
-        ValueError: for another number of dimensions, an empty array, NaN or infinity.
-    """
-    if type(value).__module__.startswith("torch"):
-        tensor = value.detach()
-        if tensor.device.type != "cpu":
-            raise TypeError(f"{name}: the tensor is on {tensor.device}, wanted one on the CPU (call .cpu())")
-        value = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
-    elif not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
-        value = np.from_dlpack(value)
-    array = np.asarray(value)
-    if array.dtype.name == "bfloat16":
-        array = array.astype(np.float32)
-    if array.dtype not in (np.float16, np.float32, np.float64):
-        raise TypeError(f"{name}: dtype {array.dtype} is not float16, bfloat16, float32 or float64")
-    if ndim is not None and array.ndim != ndim:
-        raise ValueError(f"{name}: shape {array.shape} has {array.ndim} dimensions, wanted {ndim}")
-    if array.size == 0:
-        raise ValueError(f"{name}: shape {array.shape} is empty")
-    if finite and not np.isfinite(array).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(f"{name}: entry {where} is {array[where]}, only finite values are accepted")
-    return array
-
-
-@dataclass(frozen=True, init=False)
-class Pattern:
-    """N:M sparsity: of every ``group`` = M consecutive weights at most ``keep`` = N are not zero.
-
-    Args:
-        pattern: ``"2:4"``, ``(2, 4)`` or a Pattern; 1 <= N < M <= 32.
-
-    Raises:
-        ValueError: if ``pattern`` is none of these.
-
-    Example:
-        >>> Pattern("2:4").density
-        0.5
-        >>> str(Pattern((8, 16)))
-        '8:16'
-    """
-
-    keep: int
-    group: int
-
-    def __init__(self, pattern: str | tuple[int, int] | Pattern) -> None:
-        if isinstance(pattern, Pattern):
-            keep, group = pattern.keep, pattern.group
-        elif isinstance(pattern, str) and (found := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", pattern)):
-            keep, group = int(found[1]), int(found[2])
-        elif isinstance(pattern, (tuple, list)) and len(pattern) == 2 and all(isinstance(v, int) for v in pattern):
-            keep, group = pattern
-        else:
-            raise ValueError(f"pattern {pattern!r}: wanted N:M such as '2:4', with 1 <= N < M <= 32")
-        if not 1 <= keep < group <= 32:
-            raise ValueError(f"pattern {keep}:{group}: N:M needs 1 <= N < M <= 32")
-        object.__setattr__(self, "keep", keep)
-        object.__setattr__(self, "group", group)
-
-    @property
-    def density(self) -> float:
-        """Share of the weights that are kept, N/M."""
-        return self.keep / self.group
-
-    def __str__(self) -> str:
-        return f"{self.keep}:{self.group}"
-
-
-@dataclass(frozen=True)
-class Record:
-    """A frozen dataclass that reads and writes itself as versioned JSON."""
-
-    kind: ClassVar[str] = "record"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, strings and numbers; NaN and infinities become None."""
-        return typing.cast(dict[str, Any], _plain(self))
-
-    def to_json(self) -> str:
-        """One JSON document with ``format`` and ``kind`` in front."""
-        return json.dumps({"format": FORMAT, "kind": self.kind, **self.to_dict()}, indent=1, allow_nan=False)
-
-    @classmethod
-    def from_dict(cls: type[AnyRecord], data: dict[str, Any]) -> AnyRecord:
-        """Rebuild a record; unknown keys are refused, so that a typing error is not a silent default."""
-        return typing.cast(AnyRecord, _build(cls, data, cls.kind))
-
-    @classmethod
-    def from_json(cls: type[AnyRecord], text: str) -> AnyRecord:
-        """Parse what :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: if the text is not JSON, of another kind, or of a newer format.
-        """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{cls.kind}: not a JSON document ({error})") from None
-        if not isinstance(data, dict) or data.get("kind") != cls.kind:
-            found = data.get("kind") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"expected a record of kind {cls.kind!r}, found {found!r}")
-        if not isinstance(data.get("format"), int) or data["format"] > FORMAT:
-            raise ValueError(f"{cls.kind}: format {data.get('format')!r} is newer than {FORMAT}; update mpcore")
-        return cls.from_dict({key: value for key, value in data.items() if key not in ("format", "kind")})
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write to ``path`` through a temporary name."""
-        with atomic(path) as temporary:
-            temporary.write_text(self.to_json() + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls: type[AnyRecord], path: str | os.PathLike[str]) -> AnyRecord:
-        """Read the file :meth:`write` wrote; a ValueError names the file."""
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Pattern):
-        return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if hasattr(value, "tolist"):  # numpy scalars and arrays
-        return _plain(value.tolist())
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
-
-
-def _build(wanted: Any, value: Any, where: str) -> Any:
-    """Turn plain JSON data back into the annotated type ``wanted``."""
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _build(next(a for a in arguments if a is not type(None)), value, where)
-    if wanted is Pattern:
-        return Pattern(value)
-    if dataclasses.is_dataclass(wanted):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected an object, found {type(value).__name__}")
-        hints = typing.get_type_hints(wanted)
-        names = {f.name for f in dataclasses.fields(wanted)}
-        if unknown := sorted(set(value) - names):
-            raise ValueError(f"{where}: unknown field {unknown[0]!r}")
-        missing = sorted(
-            f.name
-            for f in dataclasses.fields(wanted)
-            if f.name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        )
-        if missing:
-            raise ValueError(f"{where}: field {missing[0]!r} is missing")
-        return typing.cast(Any, wanted)(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})
-    if origin is tuple:
-        inner = arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else None
-        pairs = zip(value, [inner] * len(value) if inner is not None else arguments, strict=True)
-        return tuple(_build(kind, entry, where) for entry, kind in pairs)
-    if origin is dict:
-        return {key: _build(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if wanted is float and isinstance(value, int):
-        return float(value)
-    return value
 
 
 @dataclass(frozen=True)
@@ -339,7 +120,6 @@ class PlannedLayer:
     kept_score: float  # share of the summed score that stays
     relative_error: float  # of the layer's outputs, after compensation
     mask_only_error: float  # the same with the dense weights under the mask
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -352,6 +132,7 @@ class MaskPlan(Record):
     sequence: str
     groups: tuple[PermutedGroup, ...]
     layers: tuple[PlannedLayer, ...]
+    refused: dict[str, str] = field(default_factory=dict)  # consumer -> why its channels were left in place
 
 
 @dataclass(frozen=True)
@@ -372,7 +153,8 @@ class Certificate(Record):
 
     Per sample s: ``margin[s]`` = top logit minus runner-up of the dense model, ``eta[s]`` = largest logit change of the
     final model, ``eta_path[s]`` = sum of the per-layer changes. The label of s cannot have flipped if
-    margin > 2 eta. ``stable`` counts these; ``stable_path`` uses eta_path. It speaks of the samples of T and of no others.
+    margin > 2 eta. ``stable`` counts these; ``stable_path`` uses eta_path. It speaks of the samples of T and of no
+    others.
     """
 
     kind: ClassVar[str] = "certificate"

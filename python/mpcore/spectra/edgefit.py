@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mpcore import mp
 from mpcore.records import Record, to_numpy
+from mpcore.spectra import mp
 from mpcore.spectra.values import svd
 
 if TYPE_CHECKING:
@@ -160,7 +160,8 @@ class EdgeFit(Record):
             return np.zeros(self.shape, dtype)
         found = svd(array, len(self.spikes), seed=seed)
         kept = [s.strength * (s.overlap_left or 0.0) * (s.overlap_right or 0.0) for s in self.spikes]
-        return ((found.U * kept) @ found.Vt).astype(dtype)
+        denoised: NDArray[Any] = ((found.U * kept) @ found.Vt).astype(dtype)
+        return denoised
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
         """Histogram of the eigenvalues with the fitted law, the edge and its interval, and the spikes.

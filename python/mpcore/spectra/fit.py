@@ -132,11 +132,11 @@ class _Matrix(NamedTuple):
 
     @property
     def p(self) -> int:
-        return min(self.kept.shape)
+        return int(min(self.kept.shape))
 
     @property
     def n(self) -> int:
-        return max(self.kept.shape)
+        return int(max(self.kept.shape))
 
     def native(self, name: str) -> Any:
         """The native function for this element type."""

@@ -57,7 +57,7 @@ def _bulk(ax: Axes, eigenvalues: NDArray[np.float64], limit: float) -> None:
     bins = int(np.clip(2.5 * np.sqrt(len(inside)), 12, 90))
     edges = np.linspace(0, limit, bins + 1)
     weights = np.full(len(inside), 1 / (len(eigenvalues) * (edges[1] - edges[0])))
-    ax.hist(inside, edges, weights=weights, color=BULK, edgecolor="white", linewidth=0.4, label="eigenvalues")
+    ax.hist(inside, edges.tolist(), weights=weights, color=BULK, edgecolor="white", linewidth=0.4, label="eigenvalues")
 
 
 def _edge(ax: Axes, fit: EdgeFit, edge: float) -> None:

@@ -114,7 +114,7 @@ def svd(
     if not 1e-14 <= tol < 1:
         raise ValueError(f"tol: {tol!r} is not in [1e-14, 1)")
     wide = np.ascontiguousarray(array, dtype=np.float64)
-    left, values, right, residuals, matvecs = _native.top_svd(wide, int(k), tol, method == "fast", seed, threads)
+    left, s, right, residuals, matvecs = _native.top_svd(wide, int(k), tol, method == "fast", seed, threads)
     dtype = np.float64 if array.dtype == np.float64 else np.float32
     info = SvdInfo(residuals, matvecs, bool((residuals <= tol).all()))
-    return Svd(left.astype(dtype, copy=False), values, right.T.astype(dtype, copy=False), info)
+    return Svd(left.T.astype(dtype, copy=False), s, right.astype(dtype, copy=False), info)

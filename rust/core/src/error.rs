@@ -71,6 +71,30 @@ pub enum Error {
         /// M.
         group: usize,
     },
+    /// A matrix of second moments whose two halves differ.
+    #[error(
+        "{name}: entry ({row}, {column}) is {lower} and entry ({column}, {row}) is {upper}, wanted a symmetric matrix"
+    )]
+    NotSymmetric {
+        /// The argument at fault.
+        name: &'static str,
+        /// Row of the entry below the diagonal.
+        row: usize,
+        /// Its column.
+        column: usize,
+        /// The entry below the diagonal.
+        lower: f64,
+        /// Its mirror image.
+        upper: f64,
+    },
+    /// Second moments that no data can have.
+    #[error("{name}: not positive semidefinite, {detail}")]
+    Indefinite {
+        /// The argument at fault.
+        name: &'static str,
+        /// What shows it.
+        detail: String,
+    },
     /// An iteration that did not end where it should.
     #[error("{routine} did not converge: {detail}")]
     Convergence {

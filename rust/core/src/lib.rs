@@ -3,10 +3,15 @@
 //! It knows nothing of Python. Every routine is a pure function of its arguments: the same input gives the same bits,
 //! whatever the number of threads.
 
+pub mod certify;
+pub mod compensate;
 pub mod error;
 pub mod linalg;
 pub mod mp;
+pub mod nm;
+pub mod permute;
 pub mod random;
 pub mod threads;
+mod vector;
 
 pub use error::{Error, Result};

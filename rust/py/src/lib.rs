@@ -2,12 +2,20 @@
 
 use pyo3::prelude::*;
 
+mod certify;
+mod compensate;
 mod error;
+mod masks;
+mod permute;
 mod spectra;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     spectra::register(module)?;
+    certify::register(module)?;
+    compensate::register(module)?;
+    masks::register(module)?;
+    permute::register(module)?;
     Ok(())
 }

@@ -1,15 +1,19 @@
 //! Singular values, the Marchenko-Pastur law and the edge.
 
 use mpcore_core::linalg::dense::Real;
+use mpcore_core::linalg::rsvd::{self, Request};
 use mpcore_core::linalg::survey::survey;
 use mpcore_core::linalg::values::{Precision, singular_values};
-use mpcore_core::mp::edge::{self, Model, Question, Report};
+use mpcore_core::mp::edge::{self, Model, Question};
+use mpcore_core::mp::lanczos::{self, Sketch};
 use mpcore_core::mp::law::Law;
+use mpcore_core::mp::report::{Report, Spike};
 use mpcore_core::mp::whiten::{self, Sides};
 use mpcore_core::mp::{spike, tracy_widom};
 use mpcore_core::threads::with_threads;
 use numpy::{
-    Element, IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods,
+    Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
+    PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -86,7 +90,7 @@ fn scales<'py, T: Real + Element>(
 }
 
 macro_rules! by_type {
-    ($values:ident, $survey:ident, $sinkhorn:ident, $float:ty) => {
+    ($values:ident, $survey:ident, $sinkhorn:ident, $lanczos:ident, $float:ty) => {
         #[pyfunction]
         #[pyo3(signature = (w, bulk, threads=None))]
         fn $values<'py>(
@@ -118,10 +122,42 @@ macro_rules! by_type {
         ) -> PyResult<(Vector<'py>, Vector<'py>)> {
             scales(py, &w, sides, threads)
         }
+
+        #[pyfunction]
+        #[pyo3(signature = (w, *, alpha, k_max, seed, kurtosis, threads=None))]
+        fn $lanczos<'py>(
+            py: Python<'py>,
+            w: PyReadonlyArray2<'py, $float>,
+            alpha: f64,
+            k_max: Option<usize>,
+            seed: u64,
+            kurtosis: f64,
+            threads: Option<usize>,
+        ) -> PyResult<(Option<Bound<'py, PyDict>>, String)> {
+            let question = lanczos::Question {
+                alpha,
+                most: k_max,
+                seed,
+                kurtosis,
+            };
+            sketch(py, &w, &question, threads)
+        }
     };
 }
-by_type!(singular_values_f32, survey_f32, sinkhorn_f32, f32);
-by_type!(singular_values_f64, survey_f64, sinkhorn_f64, f64);
+by_type!(
+    singular_values_f32,
+    survey_f32,
+    sinkhorn_f32,
+    lanczos_edge_f32,
+    f32
+);
+by_type!(
+    singular_values_f64,
+    survey_f64,
+    sinkhorn_f64,
+    lanczos_edge_f64,
+    f64
+);
 
 #[pyfunction]
 fn profile_edge(
@@ -144,8 +180,8 @@ fn mp_law<'py>(
         "pdf" => Law::pdf,
         "cdf" => Law::cdf,
         "ppf" => Law::ppf,
-        "sample" => |law, theta| spike::sample_singular(law, theta),
-        "strength" => |law, sample| spike::strength_singular(law, sample),
+        "sample" => spike::sample_singular,
+        "strength" => spike::strength_singular,
         other => {
             return Err(PyValueError::new_err(format!(
                 "mp_law: no function {other:?}"
@@ -228,7 +264,118 @@ fn find_edge<'py>(
     let found = py
         .detach(|| with_threads(threads, || edge::find(values, n, &question)))
         .map_err(|e| to_python(&e))?;
-    wrap(py, found)
+    let result = wrap(py, found)?;
+    let edge: f64 = result.as_any().get_item("edge")?.extract()?;
+    let below = values.iter().filter(|v| **v <= edge).count();
+    result.set_item("bulk_fraction", below as f64 / values.len() as f64)?;
+    result.set_item("largest", values[0])?;
+    Ok(result)
+}
+
+/// (left (k x rows) transposed, values, right (k x columns) transposed, residuals, products)
+type Triplets<'py> = (
+    Bound<'py, PyArray2<f64>>,
+    Vector<'py>,
+    Bound<'py, PyArray2<f64>>,
+    Vector<'py>,
+    usize,
+);
+
+#[pyfunction]
+#[pyo3(signature = (w, k, tol, fast, seed, threads=None))]
+fn top_svd<'py>(
+    py: Python<'py>,
+    w: PyReadonlyArray2<'py, f64>,
+    k: usize,
+    tol: f64,
+    fast: bool,
+    seed: u64,
+    threads: Option<usize>,
+) -> PyResult<Triplets<'py>> {
+    let (data, shape) = contiguous(&w)?;
+    let request = Request {
+        k,
+        tolerance: tol,
+        fast,
+        seed,
+    };
+    let found = py
+        .detach(|| with_threads(threads, || rsvd::top(data, shape, &request, &interrupted)))
+        .map_err(|e| to_python(&e))?;
+    let left = found.left.into_pyarray(py).reshape([k, shape.0])?;
+    let right = found.right.into_pyarray(py).reshape([k, shape.1])?;
+    let (values, residuals) = (
+        found.values.into_pyarray(py),
+        found.residuals.into_pyarray(py),
+    );
+    Ok((left, values, right, residuals, found.products))
+}
+
+fn interrupted() -> bool {
+    Python::attach(|py| py.check_signals().is_err())
+}
+
+/// A dictionary like that of `find_edge` without what needs all values, and an empty reason; or None and the reason.
+fn sketch<'py, T: Real + Element>(
+    py: Python<'py>,
+    w: &PyReadonlyArray2<'py, T>,
+    question: &lanczos::Question,
+    threads: Option<usize>,
+) -> PyResult<(Option<Bound<'py, PyDict>>, String)> {
+    let (data, shape) = contiguous(w)?;
+    let outcome = py
+        .detach(|| {
+            with_threads(threads, || {
+                lanczos::find(data, shape, question, &interrupted)
+            })
+        })
+        .map_err(|e| to_python(&e))?;
+    match outcome {
+        Err(reason) => Ok((None, reason)),
+        Ok(found) => Ok((Some(wrap_sketch(py, &found, shape)?), String::new())),
+    }
+}
+
+fn wrap_sketch<'py>(
+    py: Python<'py>,
+    found: &Sketch,
+    shape: (usize, usize),
+) -> PyResult<Bound<'py, PyDict>> {
+    let result = PyDict::new(py);
+    let none = py.None();
+    result.set_item("sigma_sq", found.sigma_sq)?;
+    result.set_item("sigma_sq_se", found.sigma_sq_se)?;
+    result.set_item("sigma_sq_ci", found.sigma_sq_ci)?;
+    result.set_item("sigma_plus_deflated", found.edge)?;
+    result.set_item("sigma_tw", found.tracy_widom)?;
+    result.set_item("edge", found.edge)?;
+    result.set_item("edge_ci", found.edge_ci)?;
+    result.set_item("n_spikes", found.spikes.len())?;
+    result.set_item("n_spikes_ci", found.n_spikes_ci)?;
+    result.set_item("model_used", "mp")?;
+    result.set_item("spikes", spikes(&found.spikes))?;
+    result.set_item("gof", (&none, found.p_value, &none, true))?;
+    result.set_item("ranks", (found.stable_rank, &none, &none, &none))?;
+    result.set_item("warnings", Vec::<String>::new())?;
+    result.set_item("largest", found.largest)?;
+    let p = shape.0.min(shape.1) as f64;
+    result.set_item("bulk_fraction", 1.0 - found.spikes.len() as f64 / p)?;
+    for name in [
+        "sigma_free",
+        "sigma_free_ci",
+        "n_below",
+        "n_spikes_whitened",
+    ] {
+        result.set_item(name, &none)?;
+    }
+    Ok(result)
+}
+
+fn spikes(found: &[Spike]) -> Vec<(f64, f64, f64, f64, f64)> {
+    found
+        .iter()
+        .map(|s| (s.value, s.strength, s.p_value, s.short, s.long))
+        .collect()
 }
 
 fn wrap(py: Python<'_>, found: Report) -> PyResult<Bound<'_, PyDict>> {
@@ -246,12 +393,7 @@ fn wrap(py: Python<'_>, found: Report) -> PyResult<Bound<'_, PyDict>> {
     result.set_item("n_spikes_ci", found.n_spikes_ci)?;
     result.set_item("n_below", found.n_below)?;
     result.set_item("model_used", found.model)?;
-    let spikes: Vec<(f64, f64, f64, f64, f64)> = found
-        .spikes
-        .iter()
-        .map(|s| (s.value, s.strength, s.p_value, s.short, s.long))
-        .collect();
-    result.set_item("spikes", spikes)?;
+    result.set_item("spikes", spikes(&found.spikes))?;
     let gof = found.gof;
     result.set_item(
         "gof",
@@ -278,6 +420,9 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(survey_f64, module)?)?;
     module.add_function(wrap_pyfunction!(sinkhorn_f32, module)?)?;
     module.add_function(wrap_pyfunction!(sinkhorn_f64, module)?)?;
+    module.add_function(wrap_pyfunction!(lanczos_edge_f32, module)?)?;
+    module.add_function(wrap_pyfunction!(lanczos_edge_f64, module)?)?;
+    module.add_function(wrap_pyfunction!(top_svd, module)?)?;
     module.add_function(wrap_pyfunction!(profile_edge, module)?)?;
     module.add_function(wrap_pyfunction!(mp_law, module)?)?;
     module.add_function(wrap_pyfunction!(tracy_widom_law, module)?)?;

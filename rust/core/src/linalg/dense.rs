@@ -4,8 +4,10 @@
 //! Matrices are row-major slices: `a[i * columns + j]`.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt;
 use faer::linalg::evd::{self, ComputeEigenvectors};
 use faer::linalg::svd::{self, ComputeSvdVectors};
+use faer::linalg::triangular_inverse;
 use faer::{Accum, MatMut, MatRef, Par};
 use num_traits::Float;
 
@@ -63,6 +65,63 @@ pub fn eigh<T: Real>(a: &[T], n: usize) -> Result<(Vec<T>, Vec<T>)> {
         detail: format!("{error:?} at n = {n}"),
     })?;
     Ok((values, vectors))
+}
+
+/// C -= A B for rectangles inside larger row-major matrices: each is given with its row stride.
+///
+/// `a` is (m x k), `b` is (k x n), `c` is (m x n).
+pub fn subtract_product<T: Real>(
+    (c, c_stride): (&mut [T], usize),
+    (a, a_stride): (&[T], usize),
+    (b, b_stride): (&[T], usize),
+    (m, k, n): (usize, usize, usize),
+) {
+    // The transposed view, because faer 0.24.4's from_row_major_slice_with_stride_mut swaps the two strides.
+    let c = MatMut::from_column_major_slice_with_stride_mut(c, n, m, c_stride).transpose_mut();
+    faer::linalg::matmul::matmul(
+        c,
+        Accum::Add,
+        MatRef::from_row_major_slice_with_stride(a, m, k, a_stride),
+        MatRef::from_row_major_slice_with_stride(b, k, n, b_stride),
+        -num_traits::one::<T>(),
+        Par::Seq,
+    );
+}
+
+/// Replace the lower triangle of a symmetric (n x n) matrix by its Cholesky factor L, A = L L'; the rest is zeroed.
+///
+/// # Errors
+/// The index of the pivot at which A turned out not to be positive definite.
+pub fn cholesky<T: Real>(a: &mut [T], n: usize) -> std::result::Result<(), usize> {
+    let mut memory = MemBuffer::new(llt::factor::cholesky_in_place_scratch::<T>(
+        n,
+        Par::Seq,
+        faer::prelude::default(),
+    ));
+    llt::factor::cholesky_in_place(
+        MatMut::from_row_major_slice_mut(a, n, n),
+        faer::prelude::default(),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        faer::prelude::default(),
+    )
+    .map_err(|llt::factor::LltError::NonPositivePivot { index }| index)?;
+    for (row, values) in a.chunks_exact_mut(n).enumerate() {
+        values[row + 1..].fill(T::default());
+    }
+    Ok(())
+}
+
+/// Inverse of a lower triangular (n x n) matrix; zeros above the diagonal.
+#[must_use]
+pub fn invert_lower<T: Real>(l: &[T], n: usize) -> Vec<T> {
+    let mut inverse = vec![T::default(); n * n];
+    triangular_inverse::invert_lower_triangular(
+        MatMut::from_row_major_slice_mut(&mut inverse, n, n),
+        MatRef::from_row_major_slice(l, n, n),
+        Par::Seq,
+    );
+    inverse
 }
 
 /// C += A B' of row-major slices: `a` is (m x k), `b` is (n x k), `c` is (m x n).

@@ -5,8 +5,9 @@ use crate::mp::bootstrap;
 use crate::mp::fit::{self, Fit, Spectrum, TracyWidom};
 use crate::mp::free::{self, FreeEdge};
 use crate::mp::gof::{self, GoodnessOfFit};
-use crate::mp::ranks::{self, Ranks};
-use crate::mp::spike::{self, Noise};
+use crate::mp::ranks;
+use crate::mp::report::{Report, Spike, without_noise};
+use crate::mp::spike;
 use crate::mp::tracy_widom;
 use crate::{Error, Result};
 
@@ -49,62 +50,8 @@ pub struct Question {
     pub eps: f64,
 }
 
-/// One value above the edge; singular-value units.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Spike {
-    /// The singular value.
-    pub value: f64,
-    /// Singular value of the signal behind it.
-    pub strength: f64,
-    /// Probability that noise alone reaches `value`.
-    pub p_value: f64,
-    /// Expected cosine between true and sample vector, short side.
-    pub short: f64,
-    /// The same, long side.
-    pub long: f64,
-}
-
-/// Edges and spikes of one matrix; edges in singular-value units.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Report {
-    /// Variance of an entry of the noise.
-    pub sigma_sq: f64,
-    /// Its standard error.
-    pub sigma_sq_se: f64,
-    /// Its 95 % interval.
-    pub sigma_sq_ci: (f64, f64),
-    /// Edge of the sample bulk without the spikes.
-    pub deflated: f64,
-    /// Tracy-Widom threshold.
-    pub tracy_widom: f64,
-    /// Non-parametric edge and its 95 % interval.
-    pub free: f64,
-    /// 95 % interval of `free`.
-    pub free_ci: (f64, f64),
-    /// The edge to act on.
-    pub edge: f64,
-    /// Its 95 % interval.
-    pub edge_ci: (f64, f64),
-    /// Which edge that is: "mp", "free", "whitened" or "bema".
-    pub model: &'static str,
-    /// Values above the threshold that belongs to `edge`.
-    pub n_spikes: usize,
-    /// The same with the edge at the ends of its interval.
-    pub n_spikes_ci: (usize, usize),
-    /// Values below the lower edge.
-    pub n_below: usize,
-    /// The spikes, largest first.
-    pub spikes: Vec<Spike>,
-    /// Fit of the Marchenko-Pastur law.
-    pub gof: GoodnessOfFit,
-    /// Ranks.
-    pub ranks: Ranks,
-    /// What the reader should know, in words.
-    pub warnings: Vec<String>,
-}
-
 /// Normal quantile of a 95 % interval.
-const Z: f64 = 1.959_963_984_540_054;
+pub(crate) const Z: f64 = 1.959_963_984_540_054;
 
 /// Find the edge in the singular values (descending) of a (p x n) matrix, p = number of values <= n.
 ///
@@ -129,11 +76,11 @@ pub fn find(values: &[f64], n: usize, question: &Question) -> Result<Report> {
     };
     let floor = scale(values[0], -power) * 64.0 * question.eps;
     let report = if fit::median(&spectrum.squares) <= floor * floor {
-        without_noise(&spectrum, floor, &question)
+        without_noise(&spectrum, floor, question.eps)
     } else {
         Search::new(&spectrum, &question).report()
     };
-    Ok(unscale(report, power))
+    Ok(report.unscale(power))
 }
 
 fn check(values: &[f64], n: usize, question: &Question) -> Result<()> {
@@ -166,12 +113,15 @@ fn check(values: &[f64], n: usize, question: &Question) -> Result<()> {
     if (1..100).contains(&question.draws) {
         return value("n_boot", question.draws as f64, "0 or at least 100");
     }
-    if let Model::Bema { trim, level } = question.model {
-        if !((0.0..0.5).contains(&trim) && level > 0.0 && level < 1.0) {
-            return value("bema", trim, "a trim in [0, 1/2) and a level in (0, 1)");
+    match question.model {
+        Model::Bema { trim, .. } if !(0.0..0.5).contains(&trim) => {
+            value("trim", trim, "in [0, 1/2)")
         }
+        Model::Bema { level, .. } if !(level > 0.0 && level < 1.0) => {
+            value("level", level, "in (0, 1)")
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The state of one search; squares throughout.
@@ -320,27 +270,24 @@ impl<'a> Search<'a> {
     }
 
     fn spikes(&self, count: usize, use_free: bool) -> Vec<Spike> {
-        let noise = self.spectrum.noise(&self.fit);
-        let unit = TracyWidom::new(noise.p as usize, noise.n as usize);
-        let (p, n) = (self.spectrum.p() as f64, self.spectrum.n as f64);
         let found = self.spectrum.top(count).iter().rev();
+        if !use_free {
+            let noise = self.spectrum.noise(&self.fit);
+            return found
+                .map(|square| Spike::in_noise(*square, &noise, self.fit.spikes))
+                .collect();
+        }
+        let (p, n) = (self.spectrum.p() as f64, self.spectrum.n as f64);
+        let unit = self.free.unit.max(f64::MIN_POSITIVE);
         found
             .map(|&square| {
-                let (theta_sq, short, long, s) = if use_free {
-                    let signal = spike::from_bulk(square, self.spectrum.bulk(count), p, n);
-                    let s = (square - self.free.edge) / self.free.unit.max(f64::MIN_POSITIVE);
-                    (signal.theta_sq, signal.short, signal.long, s)
-                } else {
-                    let (theta_sq, short, long) = signal(&noise, square, self.fit.spikes);
-                    let s = (square / self.fit.sigma_sq - unit.centre) / unit.scale;
-                    (theta_sq, short, long, s)
-                };
+                let signal = spike::from_bulk(square, self.spectrum.bulk(count), p, n);
                 Spike {
                     value: square.sqrt(),
-                    strength: theta_sq.sqrt(),
-                    p_value: tracy_widom::sf(s),
-                    short,
-                    long,
+                    strength: signal.theta_sq.sqrt(),
+                    p_value: tracy_widom::sf((square - self.free.edge) / unit),
+                    short: signal.short,
+                    long: signal.long,
                 }
             })
             .collect()
@@ -380,14 +327,6 @@ impl<'a> Search<'a> {
         }
         words
     }
-}
-
-/// Squared strength and cosines of a spike in known noise; the noise in the spikes' own K x K corner is taken off.
-fn signal(noise: &Noise, square: f64, spikes: usize) -> (f64, f64, f64) {
-    let with_corner = noise.strength(square).unwrap_or(noise.critical());
-    let (short, long) = noise.overlaps(with_corner);
-    let corner = spikes.saturating_sub(1) as f64 * noise.sigma_sq;
-    ((with_corner - corner).max(0.0), short, long)
 }
 
 /// The parametric fit that the goodness of fit likes best: energy first, the robust one if only that is accepted.
@@ -433,73 +372,4 @@ fn parametric(
     } else {
         (energy, of_energy)
     }
-}
-
-/// More than half of the values are rounding errors: whatever stands above them is signal.
-fn without_noise(spectrum: &Spectrum, floor: f64, question: &Question) -> Report {
-    let count = spectrum.above(floor * floor);
-    let spikes = spectrum.top(count).iter().rev().map(|square| Spike {
-        value: square.sqrt(),
-        strength: square.sqrt(),
-        p_value: 0.0,
-        short: 1.0,
-        long: 1.0,
-    });
-    Report {
-        sigma_sq: 0.0,
-        sigma_sq_se: 0.0,
-        sigma_sq_ci: (0.0, 0.0),
-        deflated: 0.0,
-        tracy_widom: 0.0,
-        free: 0.0,
-        free_ci: (0.0, 0.0),
-        edge: 0.0,
-        edge_ci: (0.0, 0.0),
-        model: "free",
-        n_spikes: count,
-        n_spikes_ci: (count, count),
-        n_below: 0,
-        spikes: spikes.collect(),
-        gof: GoodnessOfFit {
-            ks: 1.0,
-            p_value: 0.0,
-            anderson_darling: f64::INFINITY,
-            accepted: false,
-        },
-        ranks: ranks::ranks(spectrum, question.eps),
-        warnings: vec![format!(
-            "no noise bulk: only {count} of {} singular values are above rounding",
-            spectrum.p()
-        )],
-    }
-}
-
-fn unscale(mut report: Report, power: i32) -> Report {
-    let one = |v: &mut f64| *v = scale(*v, power);
-    let two = |v: &mut f64| *v = scale(scale(*v, power), power);
-    for value in [
-        &mut report.sigma_sq,
-        &mut report.sigma_sq_se,
-        &mut report.sigma_sq_ci.0,
-        &mut report.sigma_sq_ci.1,
-    ] {
-        two(value);
-    }
-    for value in [
-        &mut report.deflated,
-        &mut report.tracy_widom,
-        &mut report.free,
-        &mut report.free_ci.0,
-        &mut report.free_ci.1,
-        &mut report.edge,
-        &mut report.edge_ci.0,
-        &mut report.edge_ci.1,
-    ] {
-        one(value);
-    }
-    for spike in &mut report.spikes {
-        one(&mut spike.value);
-        one(&mut spike.strength);
-    }
-    report
 }

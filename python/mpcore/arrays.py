@@ -1,0 +1,45 @@
+"""What the facades take: floating-point arrays of several libraries, none of which is imported here but NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def to_numpy(value: Any, name: str, *, ndim: int | None = None, finite: bool = True) -> np.ndarray[Any, Any]:
+    """A floating-point array from numpy, a torch CPU tensor, or anything with ``__array__`` or DLPack.
+
+    bfloat16 (torch or ml_dtypes) becomes float32, exactly; float16, float32 and float64 stay. Nothing else is
+    converted, and torch is not imported.
+
+    Args:
+        value: the array-like.
+        name: how errors call it.
+        ndim: number of dimensions wanted; None takes any.
+        finite: refuse NaN and infinities.
+
+    Raises:
+        TypeError: if the elements are not floating point, or the tensor is not on the CPU.
+        ValueError: for another number of dimensions, an empty array, NaN or infinity.
+    """
+    if type(value).__module__.startswith("torch"):
+        tensor = value.detach()
+        if tensor.device.type != "cpu":
+            raise TypeError(f"{name}: the tensor is on {tensor.device}, wanted one on the CPU (call .cpu())")
+        value = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    elif not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
+        value = np.from_dlpack(value)
+    array = np.asarray(value)
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
+    if array.dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(f"{name}: dtype {array.dtype} is not float16, bfloat16, float32 or float64")
+    if ndim is not None and array.ndim != ndim:
+        raise ValueError(f"{name}: shape {array.shape} has {array.ndim} dimensions, wanted {ndim}")
+    if array.size == 0:
+        raise ValueError(f"{name}: shape {array.shape} is empty")
+    if finite and not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"{name}: entry {where} is {array[where]}, only finite values are accepted")
+    return array

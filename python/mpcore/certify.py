@@ -1,0 +1,275 @@
+"""What pruning cannot have changed: measured-logit certificates, and bounds that need only arrays.
+
+The certificate compares the logits of two models on a finite sample set T. With eta_s the largest change of any logit
+of sample s and Delta_s its margin (top logit minus runner-up of the dense model), the predicted label of s cannot have
+changed if Delta_s > 2 eta_s, and the mean cross entropy over T moved by at most 2 mean(eta). Both are theorems about
+T, not about other data. They hold for the computed numbers too: rounding is monotone and doubling is exact, so strict
+inequality of float64 differences implies it for the exact ones; a tie certifies nothing.
+
+References:
+    Berlyand, Bourdais, Owhadi, Shmalo, "Pruning deep neural networks via the Marchenko-Pastur distribution", 2026.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpcore import _native
+from mpcore.records import Certificate, LayerCertificate, to_numpy
+
+Vector = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.uintp]
+
+_Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+_PATH_TOLERANCE = 1e-4  # of the largest logit: noise of repeated forward passes in float32
+
+
+def certify(
+    dense_logits: Any,
+    pruned_logits: Any,
+    *,
+    path: Mapping[str, Any] | None = None,
+    labels: Any = None,
+    data_sha256: str = "",
+    model_sha256: str = "",
+    seed: int = 0,
+) -> Certificate:
+    """Certificate of the dense and the pruned model's logits on the same samples.
+
+    Args:
+        dense_logits: (samples, classes) floating point, at least two classes.
+        pruned_logits: (samples, classes), the same samples in the same order.
+        path: layer name -> (samples,) eta of its removal, measured in the network with all earlier removals done; the
+            changes add up to at least the total one. Without it the path is the single step from dense to pruned.
+        labels: (samples,) integer classes, for accuracies and cross entropy.
+        data_sha256: hash of the samples, kept in the record.
+        model_sha256: hash of the pruned weights, kept in the record.
+        seed: of the samples' selection, kept in the record.
+
+    Raises:
+        ValueError: for shapes or labels that do not fit, NaN or infinity, or a path that ends elsewhere.
+        TypeError: for logits that are not floating point or labels that are not integers.
+
+    Example:
+        >>> c = certify(np.array([[3.0, 0.0], [1.0, 0.5]]), np.array([[2.5, 0.0], [0.6, 0.7]]), labels=[0, 0])
+        >>> c.margin, c.stable, c.unchanged, c.accuracy_interval
+        ((3.0, 0.5), 1, 1, (0.5, 1.0))
+    """
+    dense, pruned = _logits(dense_logits, "dense_logits"), _logits(pruned_logits, "pruned_logits")
+    if dense.shape != pruned.shape:
+        raise ValueError(f"pruned_logits: shape {pruned.shape} is not that of dense_logits, {dense.shape}")
+    predicted, margin = _native.margins(dense)
+    final, _ = _native.margins(pruned)
+    eta = _native.largest_changes(dense, pruned)
+    steps = {name: _changes(values, name, len(dense)) for name, values in (path or {}).items()}
+    along = _path_total(steps, eta, float(np.abs(dense).max()))
+    stable, unchanged = margin_stable(margin, eta), predicted == final
+    _hold(bool((unchanged | ~stable).all()), "a certified label changed")
+    truth = None if labels is None else _labels(labels, dense.shape)
+    return Certificate(
+        samples=len(dense),
+        data_sha256=data_sha256,
+        model_sha256=model_sha256,
+        seed=seed,
+        margin=tuple(margin.tolist()),
+        eta=tuple(eta.tolist()),
+        eta_path=tuple(along.tolist()),
+        stable=int(stable.sum()),
+        stable_path=int(margin_stable(margin, along).sum()),
+        unchanged=int(unchanged.sum()),
+        ce_bound=ce_bound(eta),
+        layers=tuple(LayerCertificate(name, float(v.max()), float(v.mean())) for name, v in steps.items()),
+        **_with_labels(dense, pruned, predicted, final, eta, truth),
+    )
+
+
+def _with_labels(
+    dense: Vector, pruned: Vector, predicted: Labels, final: Labels, eta: Vector, truth: Labels | None
+) -> dict[str, Any]:
+    """The fields of a certificate that need the true labels."""
+    if truth is None:
+        return dict.fromkeys(("ce_change", "accuracy_dense", "accuracy_pruned", "accuracy_interval"))
+    change = _cross_entropy(pruned, truth) - _cross_entropy(dense, truth)
+    slack = 1e-12 * (1 + float(np.abs(dense).max()) + float(np.abs(pruned).max()))
+    _hold(abs(change) <= ce_bound(eta) + slack, "the cross entropy moved by more than its bound")
+    lead = _native.label_margins(dense, truth)
+    surely_right, surely_wrong = lead > 2 * eta, lead < -2 * eta
+    accuracy = float((final == truth).mean())
+    interval = (float(surely_right.mean()), float((~surely_wrong).mean()))
+    _hold(interval[0] <= accuracy <= interval[1], "the accuracy left its certified interval")
+    return {
+        "ce_change": change,
+        "accuracy_dense": float((predicted == truth).mean()),
+        "accuracy_pruned": accuracy,
+        "accuracy_interval": interval,
+    }
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion.
+
+    Args:
+        successes: 0..n.
+        n: number of trials, at least 1.
+
+    Raises:
+        ValueError: unless 0 <= successes <= n and n >= 1.
+
+    Example:
+        >>> low, high = wilson(90, 100)
+        >>> round(low, 4), round(high, 4)
+        (0.8256, 0.9448)
+
+    References:
+        Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"successes: {successes} of n = {n}, wanted 0 <= successes <= n and n >= 1")
+    share, square = successes / n, _Z95**2 / n
+    centre = share + square / 2
+    spread = math.sqrt(share * (1 - share) * square + square**2 / 4)
+    low, high = (centre - spread) / (1 + square), (centre + spread) / (1 + square)
+    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
+
+
+def margin_stable(margin: Any, eta: Any) -> npt.NDArray[np.bool_]:
+    """Samples whose label cannot have changed: margin > 2 eta, strictly.
+
+    Args:
+        margin: (samples,) top logit minus runner-up before the change.
+        eta: (samples,) largest change of any logit.
+
+    Example:
+        >>> margin_stable(np.array([1.0, 1.0]), np.array([0.4, 0.5])).tolist()
+        [True, False]
+    """
+    stable: npt.NDArray[np.bool_] = np.asarray(margin) > 2 * np.asarray(eta)
+    return stable
+
+
+def ce_bound(eta: Any) -> float:
+    """Bound of the change of the mean cross entropy, 2 mean(eta): its slope in the max norm of the logits is 2.
+
+    Args:
+        eta: (samples,) largest change of any logit, summed over the steps of a path.
+    """
+    return 2 * float(np.mean(eta))
+
+
+def data_path_budget(removed: Any, inputs: Any, lipschitz: Any) -> float:
+    """B_T(R) = (2 / |T|) sum_s L_s max_i |(R v_s)_i|, the loss that removing R can cost on T.
+
+    Args:
+        removed: (rows, columns) R, zero where weights stay.
+        inputs: (samples, columns) v_s, or (samples, tokens, columns): then the maximum runs over tokens too.
+        lipschitz: L_s, a number or (samples,): bounds max-norm output change per max-norm change of the layer's output
+            on the segment from the dense to the pruned weights.
+
+    Example:
+        >>> data_path_budget(np.array([[0.0, 2.0]]), np.array([[1.0, 3.0], [1.0, 0.0]]), 0.5)
+        3.0
+    """
+    R = to_numpy(removed, "removed", ndim=2).astype(np.float64)
+    V = to_numpy(inputs, "inputs").astype(np.float64)
+    if V.ndim not in (2, 3) or V.shape[-1] != R.shape[1]:
+        raise ValueError(f"inputs: shape {V.shape} does not end in the {R.shape[1]} columns of removed")
+    reach = np.abs(V @ R.T).reshape(len(V), -1).max(axis=1)
+    return 2 * float(np.mean(np.broadcast_to(np.asarray(lipschitz, np.float64), reach.shape) * reach))
+
+
+def elastic_net_margin(removed: Any, budget: float, *, lambda2: float, lambda1: float = 0.0) -> float:
+    """lambda2 |R|_F^2 + lambda1 |R|_1 - B_T(R): removing R lowers CE + lambda2 |W|_F^2 + lambda1 |W|_1 if positive.
+
+    ``removed`` is R, its support disjoint from the weights that stay; after a restoration, what is finally removed.
+    """
+    square, absolute = _norms(removed)
+    return lambda2 * square + lambda1 * absolute - budget
+
+
+def frobenius_margin(kept: Any, removed: Any, budget: float, *, lambda2: float) -> float:
+    """lambda2 (|R|_F^2 - 2 |<S, R>|) - B_T(R), for any split W = S + R: CE + lambda2 |W|_F^2 falls if positive."""
+    S, R = to_numpy(kept, "kept").astype(np.float64), to_numpy(removed, "removed").astype(np.float64)
+    return lambda2 * float((R * R).sum() - 2 * abs((S * R).sum())) - budget
+
+
+def smallest_lambda2(removed: Any, budget: float, *, lambda1: float = 0.0) -> float:
+    """The lambda2 above which :func:`elastic_net_margin` is positive; inf for a positive budget of removing nothing."""
+    square, absolute = _norms(removed)
+    missing = budget - lambda1 * absolute
+    if missing <= 0:
+        return 0.0
+    return missing / square if square > 0 else math.inf
+
+
+def restoration_gain(
+    restored: Any, budget_before: float, budget_after: float, *, lambda2: float, lambda1: float = 0.0
+) -> float:
+    """B_T(Q + P) - B_T(P) - lambda2 |Q|_F^2 - lambda1 |Q|_1: restoring Q tightens the bound if positive.
+
+    ``budget_before`` is B_T(Q + P) and ``budget_after`` is B_T(P); the budget is not monotone in the support, so that
+    a restoration can also loosen it.
+    """
+    square, absolute = _norms(restored)
+    return budget_before - budget_after - lambda2 * square - lambda1 * absolute
+
+
+def _norms(removed: Any) -> tuple[float, float]:
+    R = to_numpy(removed, "removed").astype(np.float64)
+    return float((R * R).sum()), float(np.abs(R).sum())
+
+
+def _logits(value: Any, name: str) -> Vector:
+    return np.ascontiguousarray(to_numpy(value, name, ndim=2), dtype=np.float64)
+
+
+def _labels(value: Any, shape: tuple[int, ...]) -> Labels:
+    labels = np.asarray(value)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels: dtype {labels.dtype} is not an integer type")
+    if labels.shape != shape[:1]:
+        raise ValueError(f"labels: shape {labels.shape} is not ({shape[0]},), one label per sample")
+    outside = (labels < 0) | (labels >= shape[1])
+    if outside.any():
+        where = int(outside.argmax())
+        raise ValueError(f"labels: entry {where} is {labels[where]}, wanted 0..{shape[1] - 1}")
+    return np.ascontiguousarray(labels, dtype=np.uintp)
+
+
+def _changes(value: Any, name: str, samples: int) -> Vector:
+    changes = to_numpy(value, f"path[{name!r}]", ndim=1).astype(np.float64)
+    if changes.shape != (samples,) or (changes < 0).any():
+        raise ValueError(f"path[{name!r}]: wanted {samples} changes >= 0, one per sample")
+    return changes
+
+
+def _path_total(steps: dict[str, Vector], eta: Vector, scale: float) -> Vector:
+    """Sum of the steps, rounded up, and never below the total change."""
+    if not steps:
+        return eta
+    total = np.sum(list(steps.values()), axis=0) * (1 + (len(steps) + 1) * np.finfo(np.float64).eps)
+    short = eta - total
+    worst = int(short.argmax())
+    if short[worst] > _PATH_TOLERANCE * scale:
+        raise ValueError(
+            f"path: the changes of sample {worst} add up to {total[worst]:.6g}, the logits moved by {eta[worst]:.6g}; "
+            "a layer is missing or other samples were measured"
+        )
+    along: Vector = np.maximum(total, eta)
+    return along
+
+
+def _cross_entropy(logits: Vector, labels: Labels) -> float:
+    peak = logits.max(axis=1)
+    total = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
+    return float((total - logits[np.arange(len(logits)), labels]).mean())
+
+
+def _hold(claim: bool, broken: str) -> None:
+    """A theorem was violated: a bug here, not a mistake of the caller."""
+    if not claim:
+        raise AssertionError(f"certificate: {broken}")

@@ -1,0 +1,57 @@
+"""``mpcore distill``: recover a pruned model from its dense one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mpcore.cli.options import DATA_HELP, BatchSize, Json, Quiet, RunFolder, Seed
+from mpcore.cli.prune import show_run
+from mpcore.cli.session import session
+
+
+def distill(
+    run: RunFolder,
+    train: Annotated[str, typer.Option("--train", "-t", metavar="DATA", help=f"Training images: {DATA_HELP}.")],
+    epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Passes over the training images.")] = 3,
+    lr: Annotated[
+        float | None, typer.Option(min=0.0, metavar="X", help="Peak learning rate; left out, the default.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="RUN", help="Work in a copy of the run folder made here.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use at most so many training samples.")] = None,
+    batch_size: BatchSize = 32,
+    resume: Annotated[bool, typer.Option(help="Go on where an interrupted distillation stopped.")] = True,
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = 0,
+) -> None:
+    """Train the pruned model to answer like the dense one, masks held at every step; resumes after Ctrl-C."""
+    with session(json=json, quiet=quiet, resumes=True) as console:
+        import mpcore
+        from mpcore.models.data import load_data
+
+        folder = run if out is None else _copy(run, out)
+        data = load_data(train, mpcore.load(folder), batch_size=batch_size, seed=seed, limit=limit)
+        settings: dict[str, Any] = {} if lr is None else {"lr": lr}
+        mpcore.distill(folder, data, epochs=epochs, seed=seed, resume=resume, progress=console.progress, **settings)
+        show_run(console, folder)
+
+
+def _copy(run: Path, out: Path) -> Path:
+    """A copy of ``run`` at ``out``; one already there is taken up again."""
+    if (out / "manifest.json").exists():
+        return out
+    if not (run / "manifest.json").exists():
+        raise FileNotFoundError(f"{run}: no finished run (manifest.json is missing)")
+    if out.exists():
+        raise ValueError(f"{out}: exists and is no run; choose another folder")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(run, partial)
+    partial.rename(out)
+    return out

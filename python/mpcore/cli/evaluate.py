@@ -1,0 +1,57 @@
+"""``mpcore evaluate``: accuracy of a run's networks, or of one model, on held-out data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mpcore.cli.options import DATA_HELP, MODEL_HELP, BatchSize, Json, NoSeed, OutFile, Quiet, Weights
+from mpcore.cli.session import session
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_FILES = {"dense": "dense", "pruned": "model", "distilled": "student"}  # name in eval.json -> file of a run folder
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=f"A run folder; or {MODEL_HELP}")],
+    data: Annotated[str, typer.Option("--data", "-d", metavar="DATA", help=f"Held-out samples: {DATA_HELP}.")],
+    weights: Weights = None,
+    batch_size: BatchSize = 64,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only the first so many samples.")] = None,
+    json: Json = False,
+    out: OutFile = None,
+    quiet: Quiet = False,
+    seed: NoSeed = 0,
+) -> None:
+    """Measure accuracy with 95 % intervals, and agreement with the dense model where there is one."""
+    with session(json=json, quiet=quiet, out=out) as console:
+        import mpcore
+        from mpcore.cli.view import accuracy_table
+        from mpcore.models.data import load_data
+        from mpcore.records import EvalTable
+
+        networks = _networks(model, weights, seed)
+        samples = load_data(data, next(iter(networks.values())), batch_size=batch_size, limit=limit)
+        rows = tuple(
+            mpcore.evaluate(network, samples, teacher=networks.get("dense"), name=name, progress=console.progress)
+            for name, network in networks.items()
+        )
+        result = EvalTable(rows, f"{data}: {rows[0].n} samples")
+        console.emit(result.to_dict(), accuracy_table(rows, title=result.data))
+
+
+def _networks(model: str, weights: str | None, seed: int) -> dict[str, nn.Module]:
+    if not Path(model).is_dir():
+        from mpcore.models.source import load_model
+
+        return {"model": load_model(model, weights=weights, seed=seed)[0]}
+    import mpcore
+
+    present = {name: which for name, which in _FILES.items() if (Path(model) / f"{which}.safetensors").exists()}
+    if not present:
+        raise FileNotFoundError(f"{model}: no run folder (no model.safetensors in it)")
+    return {name: mpcore.load(model, which=which) for name, which in present.items()}

@@ -1,0 +1,112 @@
+"""``mpcore inspect``: the Marchenko-Pastur fit of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mpcore.cli.options import MODEL_HELP, Json, OutFile, Quiet, Seed, Weights
+from mpcore.cli.session import Session, session
+
+if TYPE_CHECKING:
+    from mpcore.spectra import SpectraReport
+
+
+class Method(str, Enum):
+    """How singular values are computed."""
+
+    auto, exact, lanczos = "auto", "exact", "lanczos"
+
+
+class Law(str, Enum):
+    """Which law the bulk is compared with."""
+
+    auto, mp, free, whitened = "auto", "mp", "free", "whitened"
+
+
+Source = Annotated[
+    str, typer.Argument(metavar="MODEL", help=f"A .safetensors file, its index or folder; or {MODEL_HELP}")
+]
+
+
+def inspect(
+    model: Source,
+    method: Annotated[Method, typer.Option(help="exact: all singular values; lanczos: the edge alone.")] = Method.auto,
+    law: Annotated[Law, typer.Option(help="The law the bulk is compared with.")] = Law.auto,
+    alpha: Annotated[
+        float, typer.Option(min=0.0, max=1.0, metavar="P", help="Level of the spike and fit tests.")
+    ] = 0.01,
+    bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Replicates for the interval of the edge.")] = 0,
+    weights: Weights = None,
+    json: Json = False,
+    out: OutFile = None,
+    quiet: Quiet = False,
+    seed: Seed = 0,
+) -> None:
+    """Fit the Marchenko-Pastur law to every layer: noise edge, spikes, share of noise, quality of the fit."""
+    with session(json=json, quiet=quiet, out=out) as console:
+        source = _source(model, weights, seed)
+        import mpcore
+
+        fits = mpcore.fit_edges(
+            source,
+            method=method.value,
+            model=law.value,
+            alpha=alpha,
+            n_boot=bootstrap,
+            seed=seed,
+            progress=console.progress,
+        )
+        _show(console, model, fits)
+
+
+def _source(model: str, weights: str | None, seed: int) -> Any:
+    """Tensors of a checkpoint, or a torch module for the specs that build one."""
+    if not _is_spec(model):
+        from mpcore.checkpoint import open_weights
+
+        if weights is not None:
+            raise ValueError(f"--weights goes with a model to build, and {model} is a checkpoint already")
+        return open_weights(model)
+    from mpcore.models.source import load_model
+
+    return load_model(model, weights=weights, seed=seed)[0]
+
+
+def _is_spec(model: str) -> bool:
+    place, colon, function = model.rpartition(":")
+    named = (
+        bool(colon) and function.isidentifier() and (place.endswith(".py") or place.replace(".", "_").isidentifier())
+    )
+    return model.startswith("timm:") or (named and not Path(model).exists())
+
+
+def _show(console: Session, model: str, fits: SpectraReport) -> None:
+    from mpcore.cli.view import table
+    from mpcore.report.text import number, percent, shape
+
+    rows = [
+        (
+            name,
+            shape(fit.shape),
+            number(fit.sigma_sq**0.5),
+            number(fit.edge, 4),
+            str(fit.n_spikes),
+            percent(fit.bulk_fraction, 1),
+            number(fit.gof.p_value, 2),
+            fit.model_used,
+        )
+        for name, fit in fits.items()
+    ]
+    columns = ("layer", "shape", "sigma", "edge", "spikes", "bulk", "gof p", "law")
+    title = f"{model}: {len(rows)} layers, {len(fits.skipped)} tensors left out"
+    console.emit(_document(fits, fits.skipped), table(columns, rows, title=title))
+
+
+def _document(fits: SpectraReport, skipped: Mapping[str, str]) -> dict[str, Any]:
+    layers: Iterable[dict[str, Any]] = ({"name": name, **fit.to_dict()} for name, fit in fits.items())
+    return {"layers": list(layers), "skipped": [{"name": name, "why": why} for name, why in skipped.items()]}

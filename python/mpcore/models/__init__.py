@@ -1,0 +1,1 @@
+"""Everything that touches torch models. Importing this package imports torch."""

@@ -1,0 +1,226 @@
+"""First and second moments of every layer's inputs, streamed over the calibration batches by hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mpcore.models.apply import Matrix, as_matrix
+from mpcore.models.batches import forward, place, split
+
+Layer = nn.Linear | nn.Conv2d
+TOLERANCE = 1e-3
+"""Largest relative difference between a layer's output and W x + b for the layer to count as linear in its input."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of the input rows x (columns,) of one layer, in the matrix view: E x, E x^2, and E x x' if asked for; float64."""
+
+    count: int
+    mean: Matrix
+    square: Matrix
+    gram: Matrix | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationStats(Mapping[str, Moments]):
+    """Moments by layer name, in the order the layers are called.
+
+    ``norms`` names the BatchNorm that reads a layer's output directly; ``refused`` says why a layer has no moments.
+    """
+
+    moments: dict[str, Moments]
+    norms: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Moments:
+        return self.moments[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.moments)
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    def tensors(self) -> dict[str, Matrix]:
+        """What calibration.safetensors holds: ``<layer>.mean`` and ``<layer>.square``, float64."""
+        pairs = ((name, part, getattr(m, part)) for name, m in self.moments.items() for part in ("mean", "square"))
+        return {f"{name}.{part}": value for name, part, value in pairs}
+
+
+class Accumulator:
+    """Running sums of the moments; products of a batch in float32, sums over batches in float64."""
+
+    def __init__(self, columns: int, *, gram: bool) -> None:
+        self.count = 0
+        self.sum = torch.zeros(columns, dtype=torch.float64)
+        self.square = torch.zeros(columns, dtype=torch.float64)
+        self.gram = torch.zeros(columns, columns, dtype=torch.float64) if gram else None
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows (n, columns), float32."""
+        self.count += len(rows)
+        self.sum += rows.sum(0, dtype=torch.float64).cpu()
+        if self.gram is None:
+            self.square += rows.square().sum(0, dtype=torch.float64).cpu()
+        else:
+            self.gram += (rows.T @ rows).double().cpu()
+
+    def moments(self) -> Moments:
+        """The means so far."""
+        gram = None if self.gram is None else (self.gram / self.count).numpy()
+        square = (self.square / self.count).numpy() if gram is None else np.diagonal(gram).copy()
+        return Moments(self.count, (self.sum / self.count).numpy(), square, gram)
+
+
+def input_rows(module: Layer, inputs: Tensor, positions: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Rows (n, columns) that the layer multiplies its matrix with, and which output positions they belong to.
+
+    A convolution gives at most ``positions`` random output positions of each image, the same for every image of the
+    batch; so does a Linear on a map (N, H, W, C). ``None`` for the positions means all, in order.
+    """
+    if isinstance(module, nn.Linear):
+        tokens = (
+            inputs.reshape(len(inputs), -1, inputs.shape[-1])
+            if inputs.ndim == 4
+            else inputs.reshape(1, -1, inputs.shape[-1])
+        )
+        chosen = _choose(tokens.shape[1], positions, seed) if inputs.ndim == 4 else None
+        tokens = tokens if chosen is None else tokens[:, chosen]
+        return tokens.reshape(-1, inputs.shape[-1]).float(), chosen
+    padding = module._reversed_padding_repeated_twice
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    if any(padding):
+        inputs = functional.pad(inputs, padding, mode=mode)
+    if module.kernel_size == (1, 1):
+        maps = inputs[:, :, :: module.stride[0], :: module.stride[1]].flatten(2)
+    else:
+        maps = functional.unfold(inputs, module.kernel_size, module.dilation, 0, module.stride)
+    chosen = _choose(maps.shape[2], positions, seed)
+    maps = maps if chosen is None else maps[:, :, chosen]
+    taps = module.kernel_size[0] * module.kernel_size[1]
+    columns = maps.reshape(len(maps), -1, taps, maps.shape[2]).permute(0, 3, 2, 1)  # (image, position, tap, channel)
+    return columns.reshape(-1, maps.shape[1]).float(), chosen
+
+
+def _choose(length: int, positions: int, seed: int) -> Tensor | None:
+    if length <= positions:
+        return None
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed))[:positions]
+
+
+@torch.inference_mode()
+def calibrate(
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Sequence[Any],
+    *,
+    positions: int = 196,
+    seed: int = 0,
+    gram: bool = False,
+) -> CalibrationStats:
+    """Moments of the inputs of the named layers over all batches, the model in evaluation mode.
+
+    A layer is refused, with the reason, when it is never called or when its output is not W x + b of its input (a
+    forward method of its own).
+
+    Args:
+        model: any module whose forward takes the batches.
+        names: module names of Linear and Conv2d layers.
+        batches: ``inputs`` or ``(inputs, targets)``.
+        positions: cap on the positions of a map, per image.
+        seed: of the choice of positions.
+        gram: keep the whole E x x', columns^2 float64 per layer.
+    """
+    collector = _Collector(model, names, positions=positions, gram=gram)
+    with collector:
+        for index, batch in enumerate(batches):
+            collector.seed = batch_seed(seed, index)
+            forward(model, place(split(batch)[0], model))
+    return collector.stats()
+
+
+def batch_seed(seed: int, index: int) -> int:
+    """Seed of the positions of batch ``index``: the dense and the pruned path must agree on it."""
+    return (seed * 1_000_003 + index) % 2**63
+
+
+class _Collector:
+    """Forward hooks on the named layers and on every BatchNorm, removed on exit."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str], *, positions: int, gram: bool) -> None:
+        self.model, self.names, self.positions, self.gram = model, names, positions, gram
+        self.seed = 0
+        self.sums: dict[str, Accumulator] = {}
+        self.norms: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+        self._last: tuple[str, Any] = ("", None)
+        self._handles: list[Any] = []
+        self._training = model.training
+
+    def __enter__(self) -> None:
+        self.model.eval()
+        for name, module in self.model.named_modules():
+            if name in self.names:
+                self._handles.append(module.register_forward_hook(self._layer_hook(name)))
+            elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.running_mean is not None:
+                self._handles.append(module.register_forward_pre_hook(self._norm_hook(name)))
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self.model.train(self._training)
+
+    def _layer_hook(self, name: str) -> Any:
+        def hook(module: Layer, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self._last = (name, output)
+            if name in self.refused:
+                return
+            rows, chosen = input_rows(module, args[0], self.positions, self.seed)
+            if name not in self.sums:
+                if not _is_linear(module, rows, output, chosen):
+                    self.refused[name] = "its output is not W x + b of its input (a forward method of its own)"
+                    return
+                self.sums[name] = Accumulator(rows.shape[1], gram=self.gram)
+            self.sums[name].add(rows)
+
+        return hook
+
+    def _norm_hook(self, norm: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            name, output = self._last
+            if args and args[0] is output:
+                self.norms[name] = norm
+
+        return hook
+
+    def stats(self) -> CalibrationStats:
+        moments = {name: total.moments() for name, total in self.sums.items()}
+        silent = {name: "never called on the calibration data" for name in self.names if name not in moments}
+        return CalibrationStats(moments, self.norms, {**silent, **self.refused})
+
+
+def _is_linear(module: Layer, rows: Tensor, output: Tensor, chosen: Tensor | None) -> bool:
+    """Whether the output at the chosen positions is the matrix view times the rows, plus the bias."""
+    expected = rows @ torch.from_numpy(as_matrix(module.weight)).to(rows).T
+    if module.bias is not None:
+        expected += module.bias.float()
+    if isinstance(module, nn.Conv2d):
+        output = output.flatten(2).transpose(1, 2)
+    elif output.ndim == 4:
+        output = output.reshape(len(output), -1, output.shape[-1])
+    if chosen is not None:
+        output = output[:, chosen]
+    output = output.reshape(-1, expected.shape[1]).float()
+    if output.shape != expected.shape:
+        return False
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    loose = TOLERANCE if module.weight.dtype == torch.float32 else 20 * TOLERANCE
+    return bool((output - expected).abs().max() <= loose * scale)

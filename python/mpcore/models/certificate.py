@@ -1,0 +1,60 @@
+"""Measure a certificate: the logits of the dense, the pruned and every network in between on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpcore.models.apply import Matrix
+from mpcore.models.batches import first, forward, place, size, split
+
+
+class LogitTrail:
+    """Logits of a network on the first ``samples`` calibration samples while it is pruned step by step."""
+
+    def __init__(self, dense: nn.Module, batches: Sequence[Any], samples: int) -> None:
+        self.batches = _head(batches, samples)
+        self.dense = self.logits(dense)
+        self.now = self.dense
+        self.path: dict[str, Matrix] = {}
+
+    @torch.inference_mode()
+    def logits(self, model: nn.Module) -> Matrix:
+        """Float64 logits (samples, classes), the model in evaluation mode."""
+        training = model.training
+        model.eval()
+        parts = [forward(model, place(inputs, model)).double().cpu() for inputs, _ in self.batches]
+        model.train(training)
+        return torch.cat(parts).numpy()
+
+    def step(self, name: str, model: nn.Module) -> Matrix:
+        """Largest logit change of every sample since the last step; remembered under ``name``."""
+        logits = self.logits(model)
+        self.path[name] = np.abs(logits - self.now).max(axis=1)
+        self.now = logits
+        return self.path[name]
+
+    @property
+    def labels(self) -> Matrix | None:
+        """Targets of the samples, or None where a batch has none."""
+        targets = [target for _, target in self.batches]
+        if any(target is None for target in targets):
+            return None
+        return torch.cat([target for target in targets if target is not None]).cpu().numpy()
+
+
+def _head(batches: Sequence[Any], samples: int) -> list[tuple[Any, Tensor | None]]:
+    """The first ``samples`` samples of the batches."""
+    kept: list[tuple[Any, Tensor | None]] = []
+    for batch in batches:
+        inputs, targets = split(batch)
+        count = min(samples, size(inputs))
+        kept.append((first(inputs, count), None if targets is None else targets[:count]))
+        samples -= count
+        if samples <= 0:
+            break
+    return kept

@@ -1,0 +1,12 @@
+"""Permutation groups: which channels of a network can be reordered for free, declared as data per model family.
+
+Reordering the input channels of a layer costs nothing at run time when the layers that produce those channels, and
+everything channel-wise in between, are reordered too. A :class:`PermutationGroup` names them. Every application is
+checked by the caller: output before = output after (``mpcore.models.permutation``), so a template that does not fit a
+look-alike network is refused rather than believed.
+"""
+
+from mpcore.models.plans.find import find as find
+from mpcore.models.plans.fold import fold as fold
+from mpcore.models.plans.templates import PermutationGroup as PermutationGroup
+from mpcore.models.plans.templates import Producer as Producer

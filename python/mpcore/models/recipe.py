@@ -1,0 +1,147 @@
+"""What to do to a model: one small frozen record, read from a dataclass call, a name in the package or a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mpcore.records import Pattern
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CHOICES = {
+    "score": ("magnitude", "wanda", "activation", "quadratic"),
+    "solver": ("none", "lstsq", "sparsegpt", "admm"),
+    "sequence": ("parallel", "sequential", "asymmetric"),
+    "budget": ("uniform", "seb"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is pruned. The defaults keep the most accuracy that was measured (docs/results.md).
+
+    Args:
+        pattern: ``"2:4"``, or a table ``{"*": "2:4", "blocks.0.*": "dense"}`` of globs over layer names; later
+            entries win.
+        score: what a weight is worth in masks and permutations: ``magnitude`` |w|; ``wanda`` |w| sqrt(E x^2);
+            ``activation`` w^2 Var x; ``quadratic`` the exact in-group cost r' C_g r (masks) with ``activation``
+            (permutation).
+        permute: reorder input channels where that can be folded into the neighbouring layers.
+        solver: ``none`` keeps the dense weights under the mask; ``lstsq`` refits them to the layer's outputs;
+            ``sparsegpt`` and ``admm`` choose mask and weights together.
+        sequence: inputs of the layer-wise problem: ``parallel`` from the dense model; ``sequential`` from the
+            already pruned prefix; ``asymmetric`` from the pruned prefix, fitted to the dense path's outputs.
+        budget: ``uniform`` or ``seb`` (Spectral Edge Budgeting, docs/method.md).
+        skip: globs over layer names that stay dense.
+        damping: added to the diagonal of the input moments, relative to its mean.
+        positions: at most so many positions of an image enter the moments of a convolution.
+        permute_rounds: assignment rounds of the permutation search; fixed, so that a run can be repeated bit for bit.
+        certify_samples: calibration samples on which the certificate is measured after every layer.
+
+    Raises:
+        ValueError: for a choice that does not exist.
+
+    Example:
+        >>> Recipe(pattern="8:16", solver="lstsq").sequence
+        'asymmetric'
+    """
+
+    pattern: str | dict[str, str] = "2:4"
+    score: str = "activation"
+    permute: bool = True
+    solver: str = "admm"
+    sequence: str = "asymmetric"
+    budget: str = "uniform"
+    skip: tuple[str, ...] = ()
+    damping: float = 0.01
+    positions: int = 196
+    permute_rounds: int = 150
+    certify_samples: int = 32
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"recipe: {name} = {value!r} is not one of {', '.join(choices)}")
+        for value in self.pattern.values() if isinstance(self.pattern, dict) else (self.pattern,):
+            if value != "dense":
+                Pattern(value)
+        if not 0 < self.damping < 1:
+            raise ValueError(f"recipe: damping = {self.damping} is not between 0 and 1")
+        for name in ("positions", "certify_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"recipe: {name} = {getattr(self, name)} is not at least 1")
+        if self.budget == "seb" and isinstance(self.pattern, dict):
+            raise ValueError("recipe: budget = 'seb' chooses the patterns itself and needs one pattern, not a table")
+        object.__setattr__(self, "skip", tuple(self.skip))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], where: str = "recipe") -> Recipe:
+        """A recipe from plain data; unknown keys are refused by name."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        for key in data:
+            if key not in names:
+                raise ValueError(f"{where}: unknown key {key!r}; known are {', '.join(names)}")
+        for field in dataclasses.fields(cls):
+            wanted = type(field.default)
+            value = data.get(field.name, field.default)
+            if field.name == "pattern":
+                fits = isinstance(value, (str, dict))
+            elif wanted is tuple:
+                fits = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+            elif wanted is float:
+                fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+            else:
+                fits = type(value) is wanted
+            if not fits:
+                raise ValueError(f"{where}: {field.name} = {value!r} is not a {wanted.__name__}")
+        return cls(**data)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Read a TOML file.
+
+        Raises:
+            ValueError: naming the file, if it is not TOML or not a recipe.
+            FileNotFoundError: if it does not exist.
+        """
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not a TOML file ({error})") from None
+        return cls.from_dict(data, str(path))
+
+    @classmethod
+    def named(cls, name: str) -> Recipe:
+        """One of the recipes in the package (``Recipe.names()``)."""
+        if name not in cls.names():
+            raise ValueError(f"recipe {name!r} is not in the package; it has {', '.join(cls.names())}")
+        text = (resources.files("mpcore.models") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+        return cls.from_dict(tomllib.loads(text), name)
+
+    @staticmethod
+    def names() -> list[str]:
+        """Names that :meth:`named` takes."""
+        folder = resources.files("mpcore.models") / "recipes"
+        return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+    @classmethod
+    def of(cls, recipe: Recipe | str | os.PathLike[str]) -> Recipe:
+        """A recipe as it is, by name, or from a path that ends in .toml."""
+        if isinstance(recipe, Recipe):
+            return recipe
+        text = os.fspath(recipe)
+        return cls.load(text) if text.endswith(".toml") else cls.named(text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that :meth:`from_dict` takes."""
+        return {**dataclasses.asdict(self), "skip": list(self.skip)}

@@ -1,0 +1,201 @@
+"""Prune a network layer by layer in the order it is run, the dense path beside the pruned one.
+
+Inputs of a layer come from the already pruned prefix and its targets from the dense model, so that a layer also repairs
+what the layers before it broke. Moments are streamed: memory is O(columns^2) for the one layer in hand, plus the
+activations of the calibration set at one block boundary of each path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mpcore.models.apply import Matrix, as_matrix, layer_of, set_weight, shift_output
+from mpcore.models.calibrate import Accumulator, CalibrationStats, Moments
+from mpcore.models.recipe import Recipe
+from mpcore.models.segments import Path, find_segments
+from mpcore.models.solve import Problem, Solution, solve
+from mpcore.records import Pattern, PlannedLayer
+
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
+"""Relative error of a mean of float32 squares."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """One finished layer: weights and mask in the matrix view, shift of its mean output (None: no place for it)."""
+
+    plan: PlannedLayer
+    weight: Matrix
+    mask: Matrix
+    shift: Matrix | None
+
+
+@dataclass(frozen=True)
+class CrossMoments:
+    """Of the pruned path's inputs z, and across to the dense path's x: E x and E x z'."""
+
+    pruned: Moments
+    dense_mean: Matrix
+    cross: Matrix
+
+
+class Walk:
+    """Walks both paths from layer to layer; see :func:`prune_layers`."""
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        pruned: nn.Module,
+        patterns: Mapping[str, Pattern],
+        stats: CalibrationStats,
+        batches: Sequence[Any],
+        recipe: Recipe,
+        *,
+        seed: int,
+    ) -> None:
+        self.dense, self.pruned, self.patterns, self.stats, self.recipe, self.seed = (
+            dense,
+            pruned,
+            patterns,
+            stats,
+            recipe,
+            seed,
+        )
+        self.order = [name for name in stats if name in patterns]
+        segments = find_segments(dense, self.order, batches[0])
+        self.stages = self._stages(segments)
+        self.dense_path, self.pruned_path = Path(dense, segments, batches), Path(pruned, segments, batches)
+        self.batches = range(len(batches))
+
+    def _stages(self, segments: Sequence[str]) -> dict[str, int]:
+        """Layer -> stage of the paths; layers outside the segments come before the first or after the last."""
+        stages, reached = {}, 0
+        for name in self.order:
+            inside = next((k for k, segment in enumerate(segments) if name.startswith(f"{segment}.")), None)
+            reached = reached if inside is None else inside + 1
+            outside = 0 if reached == 0 else len(segments) + 1
+            stages[name] = outside if inside is None else inside + 1
+        self.order.sort(key=lambda name: stages[name])  # stable: call order within a stage
+        return stages
+
+    def walk_to(self, name: str) -> None:
+        """Advance both paths, as far as the recipe needs them, to the stage that holds ``name``."""
+        while self.dense_path.stage < self.stages[name]:
+            if self.recipe.sequence != "sequential":
+                self.dense_path.advance()
+            else:
+                self.dense_path.stage += 1
+            if self.recipe.sequence != "parallel":
+                self.pruned_path.advance()
+            else:
+                self.pruned_path.stage += 1
+
+    def prune(self, name: str) -> Pruned:
+        """Solve one layer; the model is not changed."""
+        self.walk_to(name)
+        module = layer_of(self.pruned, name)
+        weight = as_matrix(module.weight)
+        correctable = module.bias is not None or name in self.stats.norms
+        moments = self._moments(name)
+        problem = _problem(weight, moments, self.recipe.damping, centred=correctable)
+        solution = solve(problem, self.patterns[name], self.recipe)
+        compensated = self.recipe.solver != "none"
+        shift = None
+        if correctable and compensated:
+            shift = (
+                weight.astype(np.float64) @ moments.dense_mean
+                - solution.weight.astype(np.float64) @ moments.pruned.mean
+            )
+        plan = _plan(name, self.patterns[name], tuple(module.weight.shape), solution)
+        return Pruned(plan, solution.weight, solution.mask, shift)
+
+    def apply(self, name: str, result: Pruned) -> None:
+        """Write a solved layer into the pruned model."""
+        module = layer_of(self.pruned, name)
+        set_weight(module, result.weight)
+        if result.shift is not None:
+            norm = self.stats.norms.get(name)
+            shift_output(module, self.pruned.get_submodule(norm) if norm else None, result.shift)
+
+    def _moments(self, name: str) -> CrossMoments:
+        """Stream the rows of one layer through both paths, or through the one that the recipe uses for both."""
+        columns = int(np.prod(layer_of(self.pruned, name).weight.shape[1:]))
+        total, cross = Accumulator(columns, gram=True), torch.zeros(columns, columns, dtype=torch.float64)
+        dense_sum = torch.zeros(columns, dtype=torch.float64)
+        both = self.recipe.sequence == "asymmetric"
+        path = self.dense_path if self.recipe.sequence == "parallel" else self.pruned_path
+        for index in self.batches:
+            z = path.rows(name, index, positions=self.recipe.positions, seed=self.seed)
+            total.add(z)
+            if both:
+                x = self.dense_path.rows(name, index, positions=self.recipe.positions, seed=self.seed)
+                cross += (x.T @ z).double().cpu()
+                dense_sum += x.sum(0, dtype=torch.float64).cpu()
+        moments = total.moments()
+        if not both:
+            assert moments.gram is not None
+            return CrossMoments(moments, moments.mean, moments.gram)
+        return CrossMoments(moments, (dense_sum / total.count).numpy(), (cross / total.count).numpy())
+
+
+def _problem(weight: Matrix, moments: CrossMoments, damping: float, *, centred: bool) -> Problem:
+    """The target T = W (K + l I)(H + l I)^-1 with H = E z z', K = E x z', both centred where the mean is corrected for.
+
+    W x is the dense path's output; T z is its best linear prediction from the pruned path's inputs, shrunk towards W by
+    l = damping * mean diag H.
+    """
+    gram, cross = moments.pruned.gram, moments.cross
+    assert gram is not None
+    if centred:
+        gram = gram - np.outer(moments.pruned.mean, moments.pruned.mean)
+        cross = cross - np.outer(moments.dense_mean, moments.pruned.mean)
+        # The variance of an input that hardly varies is rounding noise of float32 sums, and may be negative.
+        constant = np.diagonal(gram) <= ROUNDING * moments.pruned.square
+        gram[constant], gram[:, constant], cross[:, constant] = 0.0, 0.0, 0.0
+    target = weight
+    if moments.cross is not moments.pruned.gram:
+        ridge = max(damping * float(np.diagonal(gram).mean()), np.finfo(np.float64).tiny) * np.eye(len(gram))
+        target = np.linalg.solve(gram + ridge, (weight.astype(np.float64) @ (cross + ridge)).T).T.astype(np.float32)
+    return Problem(weight, np.ascontiguousarray(target), moments.pruned, gram)
+
+
+def _plan(name: str, pattern: Pattern, shape: tuple[int, ...], solution: Solution) -> PlannedLayer:
+    return PlannedLayer(
+        name=name,
+        pattern=pattern,
+        shape=shape,
+        kept=int(solution.mask.sum()),
+        kept_score=solution.kept_score,
+        relative_error=solution.error,
+        mask_only_error=solution.mask_only_error,
+    )
+
+
+def prune_layers(
+    walk: Walk,
+    *,
+    stored: Callable[[str], Pruned | None] = lambda _: None,
+    finished: Callable[[str, Pruned], None] = lambda _name, _result: None,
+) -> dict[str, Pruned]:
+    """Prune every layer of a walk in order, in place in its pruned model.
+
+    Args:
+        walk: the two models, the patterns and the calibration batches.
+        stored: gives a layer's result of an interrupted run, or None.
+        finished: told of each layer once it is in place.
+    """
+    results = {}
+    for name in walk.order:
+        result = stored(name)
+        if result is None:
+            result = walk.prune(name)
+        walk.apply(name, result)
+        results[name] = result
+        finished(name, result)
+    return results

@@ -1,0 +1,178 @@
+"""A model from a name, as a command line or a manifest gives it.
+
+``timm:NAME[,key=value...]`` · ``path/to/file.py:function`` · ``package.module:function``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mpcore.checkpoint import open_weights
+
+RANDOM = "random"
+"""Value of ``weights`` for a timm model without its pretrained weights."""
+
+
+def load_model(
+    spec: str, *, weights: str | os.PathLike[str] | None = None, seed: int = 0
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the model ``spec`` names and give it its weights.
+
+    Args:
+        spec: ``timm:NAME``, ``timm:NAME,num_classes=10``, ``path/to/file.py:function`` or ``package.module:function``;
+            the function takes no argument and returns an ``nn.Module``. Its code is run: name only what you trust.
+        weights: a safetensors checkpoint to load, or ``"random"``; None takes timm's pretrained weights, or the
+            weights the function returns.
+        seed: of random weights.
+
+    Returns:
+        The model in evaluation mode, and what :func:`build_model` needs to make one like it.
+
+    Raises:
+        ValueError: if ``spec`` is none of these, names nothing, or the weights do not fit; the message says which.
+        FileNotFoundError: if a named file does not exist.
+    """
+    source = parse_model(spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(source, pretrained=weights is None)
+    if weights is not None and str(weights) != RANDOM:
+        _load_weights(model, weights, spec)
+    return model.eval(), source
+
+
+def parse_model(spec: str) -> dict[str, Any]:
+    """The plain description of a model that a manifest keeps as ``source``.
+
+    Example:
+        >>> parse_model("timm:vit_tiny_patch16_224,num_classes=10")
+        {'timm': 'vit_tiny_patch16_224', 'kwargs': {'num_classes': 10}}
+        >>> parse_model("my.networks:small")
+        {'module': 'my.networks', 'function': 'small'}
+    """
+    if spec.startswith("timm:"):
+        name, *pairs = spec.removeprefix("timm:").split(",")
+        return {"timm": name, "kwargs": dict(_parse_pair(pair, spec) for pair in pairs)}
+    place, _, function = spec.rpartition(":")
+    if not place or not function.isidentifier():
+        raise ValueError(f"model {spec!r}: wanted timm:NAME, path/to/file.py:function or package.module:function")
+    if place.endswith(".py"):
+        return {"file": str(Path(place).resolve()), "function": function}
+    return {"module": place, "function": function}
+
+
+def build_model(source: dict[str, Any]) -> nn.Module:
+    """The architecture a manifest's ``source`` describes; its weights are whatever the constructor leaves.
+
+    Raises:
+        ValueError: if ``source`` is empty or of an unknown kind; pass the model yourself then.
+    """
+    return _build(source, pretrained=False).eval()
+
+
+def _parse_pair(pair: str, spec: str) -> tuple[str, Any]:
+    key, equals, text = pair.partition("=")
+    if not equals or not key.isidentifier():
+        raise ValueError(f"model {spec!r}: {pair!r} is not key=value")
+    try:
+        return key, json.loads(text)
+    except ValueError:
+        return key, text
+
+
+def _build(source: dict[str, Any], *, pretrained: bool) -> nn.Module:
+    if "timm" in source:
+        return _build_timm(source["timm"], dict(source.get("kwargs", {})), pretrained=pretrained)
+    if "file" in source:
+        make = _function(_module_of_file(Path(source["file"])), source["function"], source["file"])
+    elif "module" in source:
+        make = _function(_import(source["module"]), source["function"], source["module"])
+    else:
+        raise ValueError("the run does not say how to build its model; pass the model itself")
+    model = make()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{source['function']}() returned a {type(model).__name__}, wanted an nn.Module")
+    return model
+
+
+def _build_timm(name: str, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('.')[0]}*")[:3]
+        raise ValueError(f"timm has no model {name!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
+    try:
+        with _quiet_hub():
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    except OSError as error:
+        raise ValueError(
+            f"the pretrained weights of timm's {name} could not be fetched ({str(error).splitlines()[0][:120]}); "
+            "pass a safetensors file, or 'random', as weights"
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(f"timm's {name} has no pretrained weights to load ({error})") from error
+    return model
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the download client's retries out of the one-line error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _module_of_file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    description = importlib.util.spec_from_file_location(f"_mpcore_source_{path.stem}", path)
+    if description is None or description.loader is None:
+        raise ValueError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(description)
+    description.loader.exec_module(module)
+    return module
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ValueError(f"model: there is no module {name!r}") from None
+        raise
+
+
+def _function(module: Any, name: str, where: str) -> Callable[[], Any]:
+    function: Callable[[], Any] | None = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{where}: has no function {name!r}")
+    return function
+
+
+def _load_weights(model: nn.Module, path: str | os.PathLike[str], spec: str) -> None:
+    stored, wanted = open_weights(path), model.state_dict()
+    missing, unknown = [n for n in wanted if n not in stored], [n for n in stored if n not in wanted]
+    shapes = stored.shapes()
+    bent = [name for name in wanted if name in shapes and shapes[name] != tuple(wanted[name].shape)]
+    for names, what in ((missing, "lacks"), (unknown, "holds, but the model does not know,")):
+        if names:
+            raise ValueError(f"{path} {what} {names[0]!r} and {len(names) - 1} more; it does not fit {spec}")
+    if bent:
+        name = bent[0]
+        raise ValueError(f"{path}: {name!r} is {shapes[name]}, {spec} wants {tuple(wanted[name].shape)}")
+    model.load_state_dict({name: torch.from_numpy(stored[name]) for name in stored})

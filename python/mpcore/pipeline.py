@@ -1,0 +1,324 @@
+"""The stages in order. Each reads the records before it and writes one of its own, so an interrupted run resumes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mpcore import budget as budgets
+from mpcore._native import __version__
+from mpcore.certify import certify
+from mpcore.checkpoint import save_tensors, sha256
+from mpcore.folder import MANIFEST, RunFolder, hashes, write_text
+from mpcore.models import plans
+from mpcore.models.apply import as_matrix, from_matrix, layer_of
+from mpcore.models.batches import digest, first, materialise, split
+from mpcore.models.calibrate import CalibrationStats, calibrate
+from mpcore.models.certificate import LogitTrail
+from mpcore.models.evaluate import evaluate
+from mpcore.models.export import load, save_model, state_sha256
+from mpcore.models.inventory import inventory
+from mpcore.models.permutation import permute_channels
+from mpcore.models.recipe import Recipe
+from mpcore.models.sequence import Pruned, Walk, prune_layers
+from mpcore.progress import progress_bar
+from mpcore.records import (
+    Budget,
+    Certificate,
+    EvalTable,
+    LayerInventory,
+    Manifest,
+    MaskPlan,
+    Pattern,
+    PermutedGroup,
+    Record,
+    from_plain,
+    to_plain,
+)
+from mpcore.spectra import SpectraReport, fit_edges
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """The records of a run, as they stand in its folder."""
+
+    inventory: LayerInventory
+    spectra: SpectraReport
+    budget: Budget
+    plan: MaskPlan
+    certificate: Certificate
+    evaluation: EvalTable | None
+
+
+@dataclass(frozen=True)
+class PruneRun:
+    """A pruned model, the folder its records are in, and the records."""
+
+    model: nn.Module
+    folder: Path
+    report: PruneReport
+    _keep: RunFolder | None = None  # a temporary folder lives as long as the run
+
+
+def prune(
+    model: nn.Module,
+    recipe: Recipe | str | PathLike[str],
+    *,
+    calibration: Iterable[Any],
+    out: str | PathLike[str] | None = None,
+    evaluation: Iterable[Any] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    source: dict[str, Any] | None = None,
+) -> PruneRun:
+    """Measure, budget, permute, prune, compensate and certify a model.
+
+    Args:
+        model: left untouched; the run holds a pruned copy.
+        recipe: a Recipe, the name of one in the package, or the path of a TOML file.
+        calibration: batches ``inputs`` or ``(inputs, targets)``; never the images you evaluate on.
+        out: the run folder; it may exist if it holds the same run, which is then resumed. None: a temporary one.
+        evaluation: labelled batches; dense and pruned model are compared on them.
+        seed: of everything random.
+        progress: bars on stderr.
+        source: how to build the model again, kept for :func:`mpcore.load`, e.g. ``{"timm": "vit_small_patch16_224"}``.
+
+    Returns:
+        The run; ``run.model`` is in evaluation mode.
+
+    Raises:
+        ValueError: for bad data, a recipe that prunes nothing, or a folder that holds something else.
+
+    Example:
+        >>> import torch, mpcore
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> run = mpcore.prune(net, "default", calibration=[torch.randn(64, 8)], progress=False)
+        >>> float((run.model[0].weight == 0).double().mean())
+        0.5
+    """
+    recipe = Recipe.of(recipe)
+    batches = materialise(calibration, "calibration")
+    held_out = None if evaluation is None else materialise(evaluation, "evaluation")
+    fingerprint = {
+        "recipe": recipe.to_dict(),
+        "seed": seed,
+        "model_sha256": state_sha256(model),
+        "calibration_sha256": digest(batches),
+        "evaluation_sha256": None if held_out is None else digest(held_out),
+        "version": __version__,
+    }
+    folder = RunFolder(out, fingerprint)
+    stages = _Stages(model, recipe, batches, held_out, folder, seed=seed, progress=progress, source=source or {})
+    if folder.finished:
+        return stages.finished_run()
+    return stages.run()
+
+
+class _Stages:
+    """One run; the methods are the stages in the order of docs/architecture.md, section 2."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        batches: list[Any],
+        held_out: list[Any] | None,
+        folder: RunFolder,
+        *,
+        seed: int,
+        progress: bool,
+        source: dict[str, Any],
+    ) -> None:
+        self.dense = copy.deepcopy(model).eval()
+        self.recipe, self.batches, self.held_out, self.folder = recipe, batches, held_out, folder
+        self.seed, self.progress, self.source = seed, progress, source
+
+    def run(self) -> PruneRun:
+        stats = self.calibrate()
+        layers = self.folder.once("inventory.json", LayerInventory, lambda: self.inventory(stats))
+        spectra = self.spectra()
+        budget = self.folder.once("budget.json", Budget, lambda: self.budget(layers, spectra))
+        patterns = {layer.name: layer.pattern for layer in budget.layers if layer.pattern is not None}
+        if not patterns:
+            reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in budget.layers[:3])
+            raise ValueError(f"recipe: leaves nothing to prune ({reasons})")
+        groups, refused = self.permute(patterns, stats)
+        # Moments were taken before the channels moved; order of the calls and BatchNorms stay.
+        pruned = copy.deepcopy(self.dense)
+        trail = LogitTrail(self.dense, self.batches, self.recipe.certify_samples)
+        results = self.prune_layers(pruned, patterns, stats, trail)
+        plan = self.write_plan(groups, refused, results, stats)
+        masks = {name: from_matrix(result.mask, result.plan.shape) for name, result in results.items()}
+        save_model(self.dense, {}, self.folder.path / "dense.safetensors")
+        save_model(pruned, masks, self.folder.path / "model.safetensors")
+        certificate = self.certify(trail)
+        evaluation = self.evaluate(pruned)
+        self.seal(patterns)
+        report = PruneReport(layers, spectra, budget, plan, certificate, evaluation)
+        return PruneRun(pruned, self.folder.path, report, self.folder)
+
+    def finished_run(self) -> PruneRun:
+        """Load what a finished folder holds."""
+        path = self.folder.path
+        spectra = SpectraReport.from_json((path / "spectra.json").read_text(encoding="utf-8"))
+        table = EvalTable.read(path / "eval.json") if (path / "eval.json").exists() else None
+        report = PruneReport(
+            LayerInventory.read(path / "inventory.json"),
+            spectra,
+            Budget.read(path / "budget.json"),
+            MaskPlan.read(path / "plan.json"),
+            Certificate.read(path / "certificate.json"),
+            table,
+        )
+        return PruneRun(load(path, self.dense, which="model"), path, report, self.folder)
+
+    def calibrate(self) -> CalibrationStats:
+        names = [layer.name for layer in inventory(self.dense, skip=self.recipe.skip).prunable()]
+        with progress_bar(self.progress, "calibrate", 1) as advance:
+            stats = calibrate(self.dense, names, self.batches, positions=self.recipe.positions, seed=self.seed)
+            advance(f"{len(stats)} layers")
+        save_tensors(self.folder.path / "calibration.safetensors", stats.tensors())
+        return stats
+
+    def inventory(self, stats: CalibrationStats) -> Record:
+        """Layers whose inputs could not be observed are left alone too."""
+        found = inventory(self.dense, skip=self.recipe.skip)
+        layers = tuple(
+            dataclasses.replace(layer, prunable=False, permutable=False, reason=stats.refused[layer.name])
+            if layer.prunable and layer.name in stats.refused
+            else layer
+            for layer in found.layers
+        )
+        return dataclasses.replace(found, layers=layers)
+
+    def spectra(self) -> SpectraReport:
+        path = self.folder.path / "spectra.json"
+        if path.exists():
+            return SpectraReport.from_json(path.read_text(encoding="utf-8"))
+        report = fit_edges(self.dense, return_values=True, seed=self.seed, progress=self.progress)
+        write_text(path, report.to_json())
+        return report
+
+    def budget(self, layers: LayerInventory, spectra: SpectraReport) -> Record:
+        recipe = self.recipe
+        if isinstance(recipe.pattern, dict):
+            return budgets.from_table(layers.layers, recipe.pattern)
+        if recipe.budget == "uniform":
+            return budgets.uniform(layers.layers, Pattern(recipe.pattern))
+        edges = {name: fit.sigma_plus for name, fit in spectra.items()}
+        weights = {layer.name: as_matrix(layer_of(self.dense, layer.name).weight) for layer in layers.prunable()}
+        return budgets.seb(layers.layers, edges, weights, Pattern(recipe.pattern))
+
+    def permute(
+        self, patterns: dict[str, Pattern], stats: CalibrationStats
+    ) -> tuple[tuple[PermutedGroup, ...], dict[str, str]]:
+        """Fold channel orders into the dense model; a resumed run folds the stored ones."""
+        if not self.recipe.permute:
+            return (), {}
+        path = self.folder.path / "progress" / "permutation.json"
+        found = plans.find(self.dense)
+        if path.exists():
+            data = json.loads(path.read_text(encoding="utf-8"))
+            groups = tuple(from_plain(PermutedGroup, entry, "permutation") for entry in data["groups"])
+            by_consumers = {group.consumers: group for group in found}
+            for done in groups:
+                plans.fold(self.dense, by_consumers[done.consumers], done.order)
+            return groups, data["refused"]
+        sample = first(split(self.batches[0])[0], 2)
+        total = sum(any(name in patterns for name in group.consumers) for group in found)
+        with progress_bar(self.progress, "permute", total) as advance:
+            groups, refused = permute_channels(
+                self.dense, patterns, stats, self.recipe, sample, seed=self.seed, progress=advance
+            )
+        write_text(path, json.dumps({"groups": to_plain(groups), "refused": refused}))
+        return groups, refused
+
+    def prune_layers(
+        self, pruned: nn.Module, patterns: dict[str, Pattern], stats: CalibrationStats, trail: LogitTrail
+    ) -> dict[str, Pruned]:
+        walk = Walk(self.dense, pruned, patterns, stats, self.batches, self.recipe, seed=self.seed)
+        number = {name: index for index, name in enumerate(walk.order)}
+
+        def stored(name: str) -> Pruned | None:
+            if (found := self.folder.stored_layer(number[name])) is None:
+                return None
+            plan, tensors = found
+            return Pruned(plan, tensors["weight"], tensors["mask"], tensors.get("shift"))
+
+        with progress_bar(self.progress, "prune", len(walk.order)) as advance:
+
+            def finished(name: str, result: Pruned) -> None:
+                tensors = {"weight": result.weight, "mask": result.mask}
+                if result.shift is not None:
+                    tensors["shift"] = result.shift
+                if self.folder.stored_layer(number[name]) is None:
+                    self.folder.store_layer(number[name], result.plan, tensors)
+                trail.step(name, pruned)
+                advance(name)
+
+            return prune_layers(walk, stored=stored, finished=finished)
+
+    def write_plan(
+        self,
+        groups: tuple[PermutedGroup, ...],
+        refused: dict[str, str],
+        results: dict[str, Pruned],
+        stats: CalibrationStats,
+    ) -> MaskPlan:
+        recipe, order = self.recipe, [name for name in stats if name in results]
+        layers = tuple(results[name].plan for name in order)
+        plan = MaskPlan(recipe.score, recipe.solver, recipe.sequence, groups, layers, refused)
+        masks = {name: from_matrix(results[name].mask, results[name].plan.shape).numpy() for name in order}
+        save_tensors(self.folder.path / "masks.safetensors", masks)
+        plan.write(self.folder.path / "plan.json")
+        return plan
+
+    def certify(self, trail: LogitTrail) -> Certificate:
+        certificate = certify(
+            trail.dense,
+            trail.now,
+            path=trail.path,
+            labels=trail.labels,
+            data_sha256=digest([batch[0] for batch in trail.batches]),
+            model_sha256=sha256(self.folder.path / "model.safetensors"),
+            seed=self.seed,
+        )
+        certificate.write(self.folder.path / "certificate.json")
+        return certificate
+
+    def evaluate(self, pruned: nn.Module) -> EvalTable | None:
+        if self.held_out is None:
+            return None
+        models = {"dense": self.dense, "pruned": pruned}
+        rows = tuple(
+            evaluate(model, self.held_out, teacher=self.dense, name=name, progress=self.progress)
+            for name, model in models.items()
+        )
+        table = EvalTable(rows, f"{rows[0].n} held-out samples")
+        table.write(self.folder.path / "eval.json")
+        return table
+
+    def seal(self, patterns: dict[str, Pattern]) -> None:
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        self.folder.clear_progress()
+        Manifest(
+            version=__version__,
+            seed=self.seed,
+            recipe=self.recipe.to_dict(),
+            source=self.source,
+            patterns=patterns,
+            files=hashes(self.folder.path),
+            versions=versions,
+        ).write(self.folder.path / MANIFEST)
+

@@ -1,0 +1,165 @@
+"""The numbers in the records follow from one another: patterns, densities, orders, certificate, intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mpcore.records import Budget, Certificate, EvalReport, EvalTable, LayerInventory, Manifest, MaskPlan, PermutedGroup
+from mpcore.verify.audit import Audit
+
+_Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+
+
+def check_budget(audit: Audit, manifest: Manifest) -> None:
+    """Budgeted patterns are the manifest's; densities follow from patterns and layer sizes."""
+    budget = audit.record(Budget, "budget.json", missing="without it the patterns cannot be compared")
+    if budget is None:
+        return
+    patterns = {layer.name: layer.pattern for layer in budget.layers if layer.pattern is not None}
+    for name in sorted(set(patterns) | set(manifest.patterns)):
+        found, wanted = patterns.get(name), manifest.patterns.get(name)
+        audit.expect(found == wanted, f"budget.json says {found or 'dense'}, manifest.json {wanted}", layer=name)
+    for layer in budget.layers:
+        density = 1.0 if layer.pattern is None else layer.pattern.density
+        audit.expect(_close(layer.density, density), f"budget.json: density is not {density:g}", layer=layer.name)
+    inventory = audit.record(LayerInventory, "inventory.json", missing="without it densities cannot be recomputed")
+    if inventory is None:
+        return
+    sizes = {layer.name: layer.parameters for layer in inventory.layers}
+    unknown = [layer.name for layer in budget.layers if layer.name not in sizes]
+    for name in unknown:
+        audit.add("budget.json names a layer that inventory.json does not have", layer=name)
+    total = sum(sizes[layer.name] for layer in budget.layers if layer.name in sizes)
+    if total and not unknown:
+        density = sum(sizes[layer.name] * layer.density for layer in budget.layers) / total
+        audit.expect(_close(budget.density, density), f"budget.json: density {budget.density:g} is not {density:g}")
+
+
+def check_plan(audit: Audit, manifest: Manifest, masks: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Planned layers are the manifest's, count what their masks keep, and every order is a permutation."""
+    plan = audit.record(MaskPlan, "plan.json", missing="without it the masks cannot be compared")
+    if plan is None:
+        return
+    planned = {layer.name: layer for layer in plan.layers}
+    for name in sorted(set(planned) ^ set(manifest.patterns)):
+        audit.add("is in only one of plan.json and manifest.json", layer=name)
+    for name, layer in planned.items():
+        wanted = manifest.patterns.get(name, layer.pattern)
+        audit.expect(
+            layer.pattern == wanted, f"plan.json says {layer.pattern}, manifest.json says {wanted}", layer=name
+        )
+        audit.expect(
+            _within(layer.kept_score, 0, 1), f"plan.json: kept_score {layer.kept_score} is no share", layer=name
+        )
+        for error in (layer.relative_error, layer.mask_only_error):
+            audit.expect(error >= 0, f"plan.json: an output error is {error}", layer=name)
+        if name in masks:
+            kept = int(np.count_nonzero(masks[name]))
+            audit.expect(layer.kept == kept, f"plan.json says {layer.kept} weights stay, the mask {kept}", layer=name)
+            same = tuple(layer.shape) == masks[name].shape
+            audit.expect(same, f"plan.json says shape {layer.shape}, the mask has {masks[name].shape}", layer=name)
+    for group in plan.groups:
+        _check_order(audit, group)
+
+
+def _check_order(audit: Audit, group: PermutedGroup) -> None:
+    name = ", ".join(group.consumers)
+    audit.checked["orders"] += 1
+    audit.expect(sorted(group.order) == list(range(len(group.order))), "order is not a permutation", layer=name)
+    for bound, value in (("row_bound", group.row_bound), ("upper_bound", group.upper_bound)):
+        audit.expect(group.kept <= value * (1 + 1e-9), f"kept {group.kept} is above {bound} {value}", layer=name)
+    room = group.row_bound - group.kept_identity
+    if room > 1e-9 * abs(group.row_bound):
+        efficacy = (group.kept - group.kept_identity) / room
+        audit.expect(_close(group.efficacy, efficacy), f"efficacy {group.efficacy} is not {efficacy}", layer=name)
+
+
+def check_certificate(audit: Audit, manifest: Manifest) -> None:
+    """Recount stable labels and recompute the cross-entropy bound from the margins and logit changes."""
+    certificate = audit.record(Certificate, "certificate.json")
+    if certificate is None:
+        return
+    audit.checked["samples"] += certificate.samples
+    _check_samples(audit, certificate)
+    models = [manifest.files[name] for name in ("student.safetensors", "model.safetensors") if name in manifest.files]
+    if certificate.model_sha256:
+        of = certificate.model_sha256[:16]
+        audit.expect(certificate.model_sha256 in models[:1], f"certificate.json is about another model ({of}...)")
+    for layer in certificate.layers:
+        audit.expect(0 <= layer.eta_mean <= layer.eta_max * (1 + 1e-9), "eta_mean is above eta_max", layer=layer.name)
+
+
+def _check_samples(audit: Audit, certificate: Certificate) -> None:
+    margin, eta, path = (np.asarray(v) for v in (certificate.margin, certificate.eta, certificate.eta_path))
+    lengths = {"margin": margin.size, "eta": eta.size, "eta_path": path.size}
+    for name, length in lengths.items():
+        audit.expect(length == certificate.samples, f"certificate.json: {length} of {certificate.samples} in {name}")
+    if set(lengths.values()) != {certificate.samples} or certificate.samples == 0:
+        return
+    claims = {"stable": (certificate.stable, eta), "stable_path": (certificate.stable_path, path)}
+    for name, (claimed, change) in claims.items():
+        counted = int(np.count_nonzero(margin > 2 * change))
+        audit.expect(claimed == counted, f"certificate.json: {name} is {claimed}, the margins give {counted}")
+    audit.expect(bool((eta >= 0).all() and (margin >= 0).all()), "certificate.json: a margin or change is negative")
+    audit.expect(
+        certificate.stable <= certificate.unchanged <= certificate.samples,
+        f"certificate.json: unchanged is {certificate.unchanged}, stable {certificate.stable} of {certificate.samples}",
+    )
+    bound = 2 * math.fsum(certificate.eta) / certificate.samples
+    audit.expect(
+        _close(certificate.ce_bound, bound), f"certificate.json: ce_bound {certificate.ce_bound} is not {bound}"
+    )
+    if certificate.ce_change is not None:
+        holds = abs(certificate.ce_change) <= bound * (1 + 1e-6) + 1e-9
+        audit.expect(holds, f"certificate.json: ce_change {certificate.ce_change} is beyond ce_bound {bound}")
+    if certificate.accuracy_interval is not None and certificate.accuracy_pruned is not None:
+        low, high = certificate.accuracy_interval
+        holds = low - 1e-9 <= certificate.accuracy_pruned <= high + 1e-9
+        audit.expect(holds, f"certificate.json: accuracy {certificate.accuracy_pruned} is outside [{low}, {high}]")
+
+
+def check_evaluation(audit: Audit) -> None:
+    """Shares are shares and their intervals are 95 % Wilson intervals."""
+    table = audit.record(EvalTable, "eval.json")
+    for row in table.rows if table is not None else ():
+        _check_row(audit, row)
+
+
+def _check_row(audit: Audit, row: EvalReport) -> None:
+    where = f"eval.json, {row.model}"
+    audit.expect(row.n > 0, f"{where}: n is {row.n}")
+    for name, share, interval in (
+        ("top1", row.top1, row.top1_ci),
+        ("agreement", row.agreement, row.agreement_ci),
+        ("top5", row.top5, None),
+    ):
+        if share is None or row.n <= 0:
+            continue
+        counted = round(share * row.n) if _within(share, 0, 1) else -1
+        audit.expect(_close(share, counted / row.n), f"{where}: {name} {share} is no share of {row.n} samples")
+        if interval is not None:
+            audit.checked["intervals"] += 1
+            low, high = _wilson(counted, row.n)
+            close = _close(interval[0], low) and _close(interval[1], high)
+            audit.expect(close, f"{where}: interval of {name} is {interval}, Wilson's is ({low:.6f}, {high:.6f})")
+    for name, value in (("nll", row.nll), ("kl", row.kl)):
+        audit.expect(value is None or value >= -1e-6, f"{where}: {name} is {value}")
+
+
+def _wilson(successes: int, n: int) -> tuple[float, float]:
+    """95 % interval (Wilson, 1927): centre (k + z²/2)/(n + z²), half width z sqrt(k(n-k)/n + z²/4)/(n + z²)."""
+    centre = (successes + _Z**2 / 2) / (n + _Z**2)
+    half = _Z * math.sqrt(max(successes * (n - successes), 0) / n + _Z**2 / 4) / (n + _Z**2)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def _close(found: float, wanted: float) -> bool:
+    return abs(found - wanted) <= 1e-6 * max(1.0, abs(wanted))
+
+
+def _within(value: float, low: float, high: float) -> bool:
+    return low - 1e-9 <= value <= high + 1e-9

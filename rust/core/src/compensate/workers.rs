@@ -1,0 +1,75 @@
+//! Row blocks worked on in parallel, the calling thread asking now and then whether to stop.
+
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::{Error, Result};
+
+/// Rows of a block. Fixed, so that the bits of a result do not depend on the number of threads.
+pub(super) const ROWS: usize = 64;
+
+const MOST_THREADS: usize = 1024;
+
+/// How a solver runs: on which threads, and who may stop it.
+pub struct Workers<'a> {
+    pool: Option<ThreadPool>,
+    stop: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl<'a> Workers<'a> {
+    /// `threads` of `None` uses rayon's global pool; results do not depend on the number.
+    ///
+    /// `stop` is asked on the calling thread between steps; `true` ends the run with [`Error::Interrupted`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `threads` is 0, above 1024, or more than the operating system starts.
+    pub fn new(threads: Option<usize>, stop: &'a (dyn Fn() -> bool + Sync)) -> Result<Self> {
+        let pool = threads.map(start_pool).transpose()?;
+        Ok(Self { pool, stop })
+    }
+
+    /// Apply `step` to every block.
+    pub(super) fn each<B: Send>(&self, blocks: &mut [B], step: impl Fn(&mut B) + Sync) {
+        let mut work = || blocks.par_iter_mut().for_each(&step);
+        match &self.pool {
+            None => work(),
+            Some(pool) => pool.install(work),
+        }
+    }
+
+    /// Apply `step` to every block, up to an error.
+    pub(super) fn try_each<B: Send>(
+        &self,
+        blocks: &mut [B],
+        step: impl Fn(&mut B) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let mut work = || blocks.par_iter_mut().try_for_each(&step);
+        match &self.pool {
+            None => work(),
+            Some(pool) => pool.install(work),
+        }
+    }
+
+    /// [`Error::Interrupted`] if the caller wants to stop.
+    pub(super) fn ask(&self) -> Result<()> {
+        if (self.stop)() {
+            return Err(Error::Interrupted);
+        }
+        Ok(())
+    }
+}
+
+fn start_pool(threads: usize) -> Result<ThreadPool> {
+    let refused = || Error::Shape {
+        name: "threads",
+        got: threads,
+        wanted: format!("between 1 and {MOST_THREADS}, and within the limits of the system"),
+    };
+    if !(1..=MOST_THREADS).contains(&threads) {
+        return Err(refused());
+    }
+    ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|_| refused())
+}

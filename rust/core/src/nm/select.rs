@@ -1,0 +1,371 @@
+//! Top-N masks of a score: the optimum for every cost that is a sum over entries.
+
+use num_traits::Float;
+use rayon::prelude::*;
+
+use super::network::Network;
+use super::{Fibers, Pattern};
+use crate::vector::{Kernel, widest};
+use crate::{Error, Result};
+
+/// Entries ranked at once: long enough for loops over slices, short enough for the L1 cache.
+const TILE: usize = 2048;
+
+/// Entries one task looks at; about a quarter of an L2 cache.
+const TASK: usize = 1 << 15;
+
+/// A score: f32 or f64.
+pub trait Score: Float + Default + Send + Sync + Into<f64> + 'static {}
+impl Score for f32 {}
+impl Score for f64 {}
+
+/// Keep the `keep` largest scores of every run of `group` entries along the length of `fibers`; true = kept.
+///
+/// `score` is (outer x length x inner), finite. An entry stays if fewer than `keep` of its group are greater, or equal
+/// with a lower index: ties go to the lower index, so the mask is a function of the scores alone.
+///
+/// # Errors
+/// [`Error::NotAMultiple`] if M does not divide the length; [`Error::NotFinite`] at the first NaN or infinity;
+/// [`Error::Shape`] if `score` has another size than `fibers`.
+///
+/// # Examples
+/// ```
+/// use mpcore_core::nm::{Fibers, Pattern, select::nm_mask};
+/// let row = Fibers { outer: 1, length: 4, inner: 1 };
+/// let mask = nm_mask(&[1.0, 3.0, 3.0, 3.0], row, Pattern::new(2, 4)?)?;
+/// assert_eq!(mask, [false, true, true, false]);
+/// # Ok::<(), mpcore_core::Error>(())
+/// ```
+pub fn nm_mask<T: Score>(score: &[T], fibers: Fibers, pattern: Pattern) -> Result<Vec<bool>> {
+    fibers.check(score.len(), pattern, "score")?;
+    let mut mask = vec![false; score.len()];
+    let unit = pattern.group() * fibers.inner;
+    if unit == 0 {
+        return Ok(mask);
+    }
+    let slab = unit * (TASK / unit).max(1);
+    let network = Network::new(pattern.group(), &[pattern.keep() - 1]);
+    let finite = score
+        .par_chunks(slab)
+        .zip(mask.par_chunks_mut(slab))
+        .map(|(score, mask)| {
+            widest(TopN {
+                score,
+                mask,
+                inner: fibers.inner,
+                pattern,
+                network: &network,
+            })
+        })
+        .reduce(|| true, |a, b| a && b);
+    if finite {
+        Ok(mask)
+    } else {
+        Err(not_finite(score, fibers))
+    }
+}
+
+fn not_finite<T: Score>(score: &[T], fibers: Fibers) -> Error {
+    let position = score.iter().position(|v| !v.is_finite()).unwrap_or(0);
+    let (row, column) = fibers.locate(position);
+    Error::NotFinite {
+        name: "score",
+        row,
+        column,
+        value: score[position].into(),
+    }
+}
+
+/// Whole groups of consecutive entries (`inner = 1`), or whole slabs of `inner` interleaved groups.
+///
+/// Both are ranked in tiles of `group` lines, where a line holds one place of each of them. The loops run over
+/// slices and not over 16-lane arrays: measured, LLVM unrolls the latter first and then falls back to gathers.
+struct TopN<'a, T> {
+    score: &'a [T],
+    mask: &'a mut [bool],
+    inner: usize,
+    pattern: Pattern,
+    network: &'a Network,
+}
+
+impl<T: Score> Kernel for TopN<'_, T> {
+    /// True if every score is finite.
+    type Output = bool;
+
+    #[expect(
+        clippy::inline_always,
+        reason = "takes on the caller's instruction set"
+    )]
+    #[inline(always)]
+    fn run(self) -> bool {
+        let score = self.score;
+        if self.inner == 1 {
+            self.consecutive();
+        } else {
+            self.interleaved();
+        }
+        let bad = |v: &T| u32::from(!v.is_finite());
+        score.iter().fold(0, |found, v| found | bad(v)) == 0
+    }
+}
+
+impl<T: Score> TopN<'_, T> {
+    #[expect(
+        clippy::inline_always,
+        reason = "takes on the caller's instruction set"
+    )]
+    #[inline(always)]
+    fn consecutive(self) {
+        let group = self.pattern.group();
+        let width = width(group);
+        let (factors, used) = (factors(group), group * width);
+        let (mut one, mut two) = ([T::zero(); TILE], [T::zero(); TILE]);
+        let (mut lines, mut spare) = (&mut one[..used], &mut two[..used]);
+        let (mut three, mut four) = ([false; TILE], [false; TILE]);
+        let (mut kept, mut other) = (&mut three[..used], &mut four[..used]);
+        let mut room = [0; TILE / 2];
+        for (score, mask) in self.score.chunks(used).zip(self.mask.chunks_mut(used)) {
+            lines[..score.len()].copy_from_slice(score);
+            for &factor in &factors {
+                deal(lines, spare, factor);
+                std::mem::swap(&mut lines, &mut spare);
+            }
+            rank(
+                lines,
+                kept,
+                (self.network, self.pattern.keep()),
+                (spare, &mut room[..width]),
+            );
+            for &factor in factors.iter().rev() {
+                collect(kept, other, factor);
+                std::mem::swap(&mut kept, &mut other);
+            }
+            mask.copy_from_slice(&kept[..mask.len()]);
+        }
+    }
+
+    #[expect(
+        clippy::inline_always,
+        reason = "takes on the caller's instruction set"
+    )]
+    #[inline(always)]
+    fn interleaved(self) {
+        let group = self.pattern.group();
+        let width = width(group);
+        let piece = self.inner.min(width);
+        let slab = group * self.inner * (width / piece);
+        let (mut one, mut two, mut three) = ([T::zero(); TILE], [T::zero(); TILE], [false; TILE]);
+        let used = group * width;
+        let (lines, spare, kept) = (&mut one[..used], &mut two[..used], &mut three[..used]);
+        let mut room = [0; TILE / 2];
+        let start = |row: usize| row % group * width + row / group * piece;
+        for (score, mask) in self.score.chunks(slab).zip(self.mask.chunks_mut(slab)) {
+            for first in (0..self.inner).step_by(piece) {
+                let part = first..self.inner.min(first + piece);
+                for (row, entries) in score.chunks_exact(self.inner).enumerate() {
+                    lines[start(row)..][..part.len()].copy_from_slice(&entries[part.clone()]);
+                }
+                rank(
+                    lines,
+                    kept,
+                    (self.network, self.pattern.keep()),
+                    (spare, &mut room[..width]),
+                );
+                for (row, entries) in mask.chunks_exact_mut(self.inner).enumerate() {
+                    entries[part.clone()].copy_from_slice(&kept[start(row)..][..part.len()]);
+                }
+            }
+        }
+    }
+}
+
+/// Groups in one tile; a multiple of 16 for groups of up to 32, so that lines fill whole vectors.
+fn width(group: usize) -> usize {
+    TILE / group / 16 * 16
+}
+
+/// M as a product of fours, at most one two, and odd primes: 24 = 4 * 2 * 3.
+fn factors(group: usize) -> Vec<usize> {
+    let (mut rest, mut found) = (group, Vec::new());
+    for factor in std::iter::once(4).chain(2..=group) {
+        while rest.is_multiple_of(factor) {
+            found.push(factor);
+            rest /= factor;
+        }
+    }
+    found
+}
+
+/// to[k * part + e] = from[factor * e + k]: moves the lowest digit of the position to the top.
+///
+/// One pass per factor of M turns consecutive groups into M lines, one for each place.
+#[expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#[inline(always)]
+fn deal<T: Copy>(from: &[T], to: &mut [T], factor: usize) {
+    let part = from.len() / factor;
+    match factor {
+        2 => {
+            let (even, odd) = to.split_at_mut(part);
+            for ((pair, even), odd) in from.chunks_exact(2).zip(even).zip(odd) {
+                (*even, *odd) = (pair[0], pair[1]);
+            }
+        }
+        4 => {
+            let (front, back) = to.split_at_mut(2 * part);
+            let ((a, b), (c, d)) = (front.split_at_mut(part), back.split_at_mut(part));
+            for ((((run, a), b), c), d) in from.chunks_exact(4).zip(a).zip(b).zip(c).zip(d) {
+                (*a, *b, *c, *d) = (run[0], run[1], run[2], run[3]);
+            }
+        }
+        _ => {
+            for (k, line) in to.chunks_exact_mut(part).enumerate() {
+                for (value, run) in line.iter_mut().zip(from.chunks_exact(factor)) {
+                    *value = run[k];
+                }
+            }
+        }
+    }
+}
+
+/// The inverse of [`deal`]: to[factor * e + k] = from[k * part + e].
+#[expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#[inline(always)]
+fn collect<T: Copy>(from: &[T], to: &mut [T], factor: usize) {
+    let part = from.len() / factor;
+    match factor {
+        2 => {
+            let (even, odd) = from.split_at(part);
+            for ((pair, even), odd) in to.chunks_exact_mut(2).zip(even).zip(odd) {
+                (pair[0], pair[1]) = (*even, *odd);
+            }
+        }
+        4 => {
+            let (front, back) = from.split_at(2 * part);
+            let ((a, b), (c, d)) = (front.split_at(part), back.split_at(part));
+            for ((((run, a), b), c), d) in to.chunks_exact_mut(4).zip(a).zip(b).zip(c).zip(d) {
+                (run[0], run[1], run[2], run[3]) = (*a, *b, *c, *d);
+            }
+        }
+        _ => {
+            for (k, line) in from.chunks_exact(part).enumerate() {
+                for (value, run) in line.iter().zip(to.chunks_exact_mut(factor)) {
+                    run[k] = *value;
+                }
+            }
+        }
+    }
+}
+
+/// Which entries of every column of `lines` (group x width) are among its `keep` largest; `sorted` and `room` are scratch.
+///
+/// The network leaves the `keep`-th largest in its line. Entries above it stay, and of those equal to it the first ones,
+/// as many as there is room for.
+#[expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#[inline(always)]
+fn rank<T: Score>(
+    lines: &[T],
+    kept: &mut [bool],
+    (network, keep): (&Network, usize),
+    (sorted, room): (&mut [T], &mut [u32]),
+) {
+    let width = room.len();
+    sorted.copy_from_slice(lines);
+    network.apply(sorted, width);
+    let last = &sorted[(keep - 1) * width..][..width];
+    room.fill(keep as u32);
+    for line in lines.chunks_exact(width) {
+        for ((value, last), room) in line.iter().zip(last).zip(room.iter_mut()) {
+            *room -= u32::from(value > last);
+        }
+    }
+    for (line, kept) in lines.chunks_exact(width).zip(kept.chunks_exact_mut(width)) {
+        let entries = line.iter().zip(last).zip(room.iter_mut());
+        for (((value, last), room), kept) in entries.zip(kept) {
+            let tie = u32::from(value == last) & u32::from(*room > 0);
+            *kept = (value > last) | (tie > 0);
+            *room -= tie;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn slow(score: &[f64], fibers: Fibers, pattern: Pattern) -> Vec<bool> {
+        let mut mask = vec![false; score.len()];
+        for outer in 0..fibers.outer {
+            for group in 0..fibers.length / pattern.group() {
+                for inner in 0..fibers.inner {
+                    let at = |place: usize| {
+                        (outer * fibers.length + group * pattern.group() + place) * fibers.inner
+                            + inner
+                    };
+                    let mut order: Vec<usize> = (0..pattern.group()).collect();
+                    order.sort_by(|&a, &b| score[at(b)].total_cmp(&score[at(a)]));
+                    for &place in &order[..pattern.keep()] {
+                        mask[at(place)] = true;
+                    }
+                }
+            }
+        }
+        mask
+    }
+
+    proptest! {
+        #[test]
+        fn the_mask_is_the_stable_sort_of_every_group(
+            (outer, groups, inner) in (1usize..4, 1usize..40, 1usize..20),
+            (keep, extra) in (1usize..16, 1usize..16),
+            seed in any::<u32>(),
+        ) {
+            let pattern = Pattern::new(keep, keep + extra).unwrap();
+            let fibers = Fibers { outer, length: groups * pattern.group(), inner };
+            let mut state = u64::from(seed);
+            let score: Vec<f64> = (0..fibers.size()).map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                ((state >> 60) as f64) - 8.0
+            }).collect();
+            let wanted = slow(&score, fibers, pattern);
+            prop_assert_eq!(&nm_mask(&score, fibers, pattern).unwrap(), &wanted);
+            let single: Vec<f32> = score.iter().map(|&v| v as f32).collect();
+            prop_assert_eq!(&nm_mask(&single, fibers, pattern).unwrap(), &wanted);
+        }
+    }
+
+    #[test]
+    fn the_first_value_that_is_not_finite_is_named() {
+        let fibers = Fibers {
+            outer: 2,
+            length: 8,
+            inner: 1,
+        };
+        let mut score = vec![1.0f32; 16];
+        score[13] = f32::INFINITY;
+        let error = nm_mask(&score, fibers, Pattern::new(2, 4).unwrap()).unwrap_err();
+        assert!(error.to_string().starts_with("score: entry (1, 5) is inf"));
+    }
+
+    #[test]
+    fn nothing_in_gives_nothing_out() {
+        let fibers = Fibers {
+            outer: 0,
+            length: 8,
+            inner: 1,
+        };
+        assert_eq!(
+            nm_mask::<f32>(&[], fibers, Pattern::new(2, 4).unwrap()),
+            Ok(vec![])
+        );
+    }
+}

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mpcore.certify import (
+    ce_bound,
+    certify,
+    data_path_budget,
+    elastic_net_margin,
+    frobenius_margin,
+    margin_stable,
+    restoration_gain,
+    smallest_lambda2,
+    wilson,
+)
+from mpcore.records import Certificate
+
+
+class Network:
+    """W3 relu(W2 relu(W1 x)): behind W2 the logits are Lipschitz in the max norm with constant |W3|_inf, exactly."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        wide, deep, classes = (int(v) for v in rng.integers([4, 3, 2], [12, 9, 6]))
+        self.W1, self.W2, self.W3 = (rng.normal(size=s) for s in ((wide, 5), (deep, wide), (classes, deep)))
+        self.x = rng.normal(size=(int(rng.integers(1, 30)), 5))
+        self.labels = rng.integers(classes, size=len(self.x))
+
+    @property
+    def inputs(self) -> np.ndarray:
+        return np.maximum(self.x @ self.W1.T, 0)
+
+    @property
+    def lipschitz(self) -> float:
+        return float(np.abs(self.W3).sum(axis=1).max())
+
+    def logits(self, W2: np.ndarray) -> np.ndarray:
+        return np.maximum(self.inputs @ W2.T, 0) @ self.W3.T
+
+    def cross_entropy(self, W2: np.ndarray) -> float:
+        z = self.logits(W2)
+        return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), self.labels]).mean())
+
+
+def removal(network: Network, rng: np.random.Generator) -> np.ndarray:
+    """R: the entries of W2 below a random magnitude."""
+    return network.W2 * (np.abs(network.W2) < rng.uniform(0.02, 1.0))
+
+
+# theorems: no violation on hundreds of random networks
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_certified_label_changes_and_no_bound_is_broken(seed):
+    rng, informative = np.random.default_rng(seed), 0
+    for _ in range(30):
+        network = Network(rng)
+        R = removal(network, rng)
+        dense, pruned = network.logits(network.W2), network.logits(network.W2 - R)
+        c = certify(dense, pruned, labels=network.labels)
+        unchanged = dense.argmax(axis=1) == pruned.argmax(axis=1)
+        stable = np.array(c.margin) > 2 * np.array(c.eta)
+        assert (unchanged | ~stable).all()
+        assert (c.stable, c.unchanged) == (stable.sum(), unchanged.sum())
+        assert abs(c.ce_change) <= c.ce_bound * (1 + 1e-12) + 1e-12
+        assert c.accuracy_interval[0] <= c.accuracy_pruned <= c.accuracy_interval[1]
+        assert c.ce_change == pytest.approx(
+            network.cross_entropy(network.W2 - R) - network.cross_entropy(network.W2), abs=1e-12
+        )
+        informative += c.stable
+    assert informative > 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_data_path_budget_bounds_the_loss_along_the_whole_segment(seed):
+    rng, decreases = np.random.default_rng(seed), 0
+    for _ in range(30):
+        network = Network(rng)
+        R = removal(network, rng)
+        budget = data_path_budget(R, network.inputs, network.lipschitz)
+        change = network.cross_entropy(network.W2 - R) - network.cross_entropy(network.W2)
+        for theta in (0.0, 0.5, 0.9):
+            moved = network.cross_entropy(network.W2 - (1 - theta) * R) - network.cross_entropy(network.W2)
+            assert abs(moved) <= (1 - theta) * budget + 1e-12
+        eta = network.lipschitz * np.abs(network.inputs @ R.T).max(axis=1)
+        c = certify(network.logits(network.W2), network.logits(network.W2 - R))
+        assert (np.array(c.eta) <= eta + 1e-12).all()
+        for lambda2, lambda1 in ((0.1, 0.0), (1.0, 0.1), (30.0, 0.0)):
+            certified = elastic_net_margin(R, budget, lambda2=lambda2, lambda1=lambda1)
+            objective = change - lambda2 * (R * R).sum() - lambda1 * np.abs(R).sum()
+            assert objective <= -certified + 1e-9
+            decreases += certified > 0
+    assert decreases > 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_split_obeys_the_frobenius_certificate(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(30):
+        network = Network(rng)
+        u, s, v = np.linalg.svd(network.W2, full_matrices=False)
+        S = (u[:, :1] * s[:1]) @ v[:1] + 0.1 * rng.normal(size=network.W2.shape)
+        R = network.W2 - S
+        budget = data_path_budget(R, network.inputs, network.lipschitz)
+        for lambda2 in (0.1, 10.0):
+            before = network.cross_entropy(network.W2) + lambda2 * (network.W2**2).sum()
+            after = network.cross_entropy(S) + lambda2 * (S**2).sum()
+            assert after - before <= -frobenius_margin(S, R, budget, lambda2=lambda2) + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_path_of_removals_bounds_the_total_change(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        network = Network(rng)
+        current, logits, path = network.W2, [network.logits(network.W2)], {}
+        for step in range(4):
+            current = current * (rng.random(current.shape) < 0.8)
+            logits.append(network.logits(current))
+            path[f"layer{step}"] = np.abs(logits[-1] - logits[-2]).max(axis=1)
+        c = certify(logits[0], logits[-1], path=path, labels=network.labels)
+        assert (np.array(c.eta_path) >= np.array(c.eta)).all()
+        assert c.stable_path <= c.stable <= c.unchanged
+        assert [layer.name for layer in c.layers] == list(path)
+        assert c.layers[2].eta_mean == pytest.approx(path["layer2"].mean())
+        assert abs(c.ce_change) <= ce_bound(c.eta_path) * (1 + 1e-12)
+        assert Certificate.from_json(c.to_json()) == c
+
+
+def test_dead_inputs_cost_nothing():
+    """The zero-budget case: R reads only inputs that are always zero."""
+    rng = np.random.default_rng(0)
+    network = Network(rng)
+    network.W1[0] = 0
+    R = np.zeros_like(network.W2)
+    R[:, 0] = network.W2[:, 0]
+    c = certify(network.logits(network.W2), network.logits(network.W2 - R))
+    assert data_path_budget(R, network.inputs, network.lipschitz) == 0
+    assert set(c.eta) == {0.0}
+    assert c.stable == c.unchanged == c.samples
+    assert elastic_net_margin(R, 0.0, lambda2=1e-6) > 0
+
+
+# strictness and worked examples
+
+
+@given(st.integers(-8, 8), st.integers(-8, 8))
+def test_a_margin_of_exactly_twice_the_change_certifies_nothing(top, change):
+    eta = abs(change) / 4
+    dense = np.array([[top + 2 * eta, float(top)]])
+    c = certify(dense, dense + np.array([[-eta, eta]]))
+    assert (c.margin, c.eta) == ((2 * eta,), (eta,))
+    assert c.stable == 0
+    assert not margin_stable(2 * eta, eta)
+
+
+def test_ties_of_the_dense_model_are_unstable():
+    c = certify(np.zeros((3, 4)), np.zeros((3, 4)))
+    assert (c.stable, c.unchanged, c.eta) == (0, 3, (0.0, 0.0, 0.0))
+
+
+def test_margins_are_taken_in_double_precision():
+    dense = np.array([[16777216.0, 16777216.0 - 1, 0]], np.float32)
+    assert certify(dense, dense.astype(np.float64) - 0.25).margin == (1.0,)
+
+
+def test_numbers_a_reader_can_check():
+    dense = np.array([[4.0, 1.0, 0.0], [1.0, 0.0, 0.5], [0.0, 2.0, 0.0], [3.0, 0.0, 0.0]])
+    pruned = np.array([[3.0, 1.5, 0.0], [0.5, 0.0, 1.0], [0.0, 1.5, 0.0], [3.0, 0.0, 1.0]])
+    c = certify(dense, pruned, labels=[0, 0, 0, 0], data_sha256="d", model_sha256="m", seed=7)
+    assert c.margin == (3.0, 0.5, 2.0, 3.0)
+    assert c.eta == (1.0, 0.5, 0.5, 1.0)
+    assert c.eta_path == c.eta
+    assert (c.samples, c.stable, c.stable_path, c.unchanged) == (4, 3, 3, 3)
+    assert c.ce_bound == 1.5
+    assert (c.accuracy_dense, c.accuracy_pruned) == (0.75, 0.5)
+    assert c.accuracy_interval == (0.5, 0.75)  # sample 1 may fall, sample 2 is surely wrong
+    assert (c.data_sha256, c.model_sha256, c.seed, c.layers) == ("d", "m", 7, ())
+
+
+def test_without_labels_the_labelled_fields_are_none():
+    c = certify(np.eye(3), np.eye(3))
+    assert (c.ce_change, c.accuracy_dense, c.accuracy_pruned, c.accuracy_interval) == (None, None, None, None)
+
+
+def test_the_smallest_lambda2_is_where_the_margin_vanishes():
+    R = np.array([[1.0, -2.0]])
+    assert smallest_lambda2(R, 3.0, lambda1=0.5) == pytest.approx(0.3)
+    assert elastic_net_margin(R, 3.0, lambda2=0.3, lambda1=0.5) == pytest.approx(0.0)
+    assert smallest_lambda2(R, 1.0, lambda1=0.5) == 0.0
+    assert smallest_lambda2(np.zeros((1, 2)), 1.0) == math.inf
+
+
+def test_restoring_can_tighten_or_loosen_the_bound():
+    """P = (0, 1) and Q = (1, 0): inputs (1, 1) add up, inputs (1, -1) cancel."""
+    Q, P = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+    for inputs, gain in (([[1.0, 1.0]], 2.0), ([[1.0, -1.0]], -2.0)):
+        before = data_path_budget(Q + P, np.array(inputs), 1.0)
+        after = data_path_budget(P, np.array(inputs), 1.0)
+        assert restoration_gain(Q, before, after, lambda2=0.0) == gain
+
+
+def test_tokens_count_by_their_largest_effect():
+    tokens = np.array([[[1.0], [-3.0]], [[2.0], [0.0]]])
+    assert data_path_budget(np.array([[1.0]]), tokens, [1.0, 2.0]) == 7.0
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (5, 10), (90, 100), (1, 3), (9999, 10000)])
+def test_wilson_intervals_are_those_of_scipy(successes, n):
+    expected = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    assert wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_holds_the_share_and_mirrors(n, data):
+    successes = data.draw(st.integers(0, n))
+    low, high = wilson(successes, n)
+    assert 0 <= low <= successes / n <= high <= 1
+    assert wilson(n - successes, n) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+# rejection
+
+
+Z = np.array([[1.0, 0.0], [0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"pruned_logits": Z[:1]}, ValueError, r"pruned_logits: shape \(1, 2\) is not that of dense_logits, \(2, 2\)"),
+        ({"dense_logits": Z[:, :1], "pruned_logits": Z[:, :1]}, ValueError, "classes: 1 is not at least 2"),
+        ({"pruned_logits": Z * np.nan}, ValueError, r"pruned_logits: entry \(0, 0\) is nan"),
+        ({"dense_logits": Z.astype(int)}, TypeError, "dense_logits: dtype int64"),
+        ({"labels": [0.0, 1.0]}, TypeError, "labels: dtype float64 is not an integer type"),
+        ({"labels": [0]}, ValueError, r"labels: shape \(1,\) is not \(2,\), one label per sample"),
+        ({"labels": [0, 2]}, ValueError, r"labels: entry 1 is 2, wanted 0\.\.1"),
+        ({"labels": [-1, 0]}, ValueError, r"labels: entry 0 is -1, wanted 0\.\.1"),
+        ({"path": {"fc": np.ones(3)}}, ValueError, r"path\['fc'\]: wanted 2 changes >= 0"),
+        ({"path": {"fc": -np.ones(2)}}, ValueError, r"path\['fc'\]: wanted 2 changes >= 0"),
+        ({"pruned_logits": Z + 1, "path": {"fc": np.array([1.0, 0.5])}}, ValueError, "sample 1 add up to 0.5"),
+    ],
+)
+def test_unfit_arguments_are_named(arguments, error, message):
+    given_arguments = {"dense_logits": Z, "pruned_logits": Z, **arguments}
+    with pytest.raises(error, match=message):
+        certify(given_arguments.pop("dense_logits"), given_arguments.pop("pruned_logits"), **given_arguments)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(-1, 3), (4, 3), (0, 0)])
+def test_impossible_counts_are_refused(successes, n):
+    with pytest.raises(ValueError, match="successes"):
+        wilson(successes, n)
+
+
+def test_inputs_of_another_width_are_named():
+    with pytest.raises(ValueError, match=r"inputs: shape \(2, 2\) does not end in the 3 columns of removed"):
+        data_path_budget(np.ones((1, 3)), Z, 1.0)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mpcore.folder import RunFolder, hashes, read_json
+from mpcore.records import Pattern, PlannedLayer
+
+PRINT = {"seed": 0, "recipe": {"pattern": "2:4"}}
+PLAN = PlannedLayer("a", Pattern("2:4"), (2, 4), 4, 0.9, 0.01, 0.02)
+
+
+def test_a_folder_opens_again_with_the_same_fingerprint(tmp_path):
+    RunFolder(tmp_path / "run", PRINT)
+    assert not RunFolder(tmp_path / "run", PRINT).finished
+
+
+def test_another_run_is_refused_and_the_difference_named(tmp_path):
+    RunFolder(tmp_path, PRINT)
+    with pytest.raises(ValueError, match=r"holds another run \(seed was 0, now 1\)"):
+        RunFolder(tmp_path, {**PRINT, "seed": 1})
+
+
+def test_a_folder_of_strangers_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match=r"is no run of mpcore \(it holds 'thesis.tex'\)"):
+        RunFolder(tmp_path, PRINT)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(ValueError, match="is a file, wanted a folder"):
+        RunFolder(tmp_path / "run", PRINT)
+
+
+def test_a_stored_layer_comes_back_as_it_was(tmp_path):
+    folder = RunFolder(tmp_path, PRINT)
+    tensors = {"weight": np.ones((2, 4), np.float32), "mask": np.array([[True, False] * 2] * 2), "shift": np.ones(2)}
+    folder.store_layer(3, PLAN, tensors)
+    plan, found = folder.stored_layer(3)
+    assert plan == PLAN
+    assert all(
+        np.array_equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in tensors
+    )
+    assert folder.stored_layer(4) is None
+
+
+def test_hashes_leave_out_the_manifest_the_report_and_the_unfinished(tmp_path):
+    for name in ("plan.json", "manifest.json", "report.html", ".plan.json.1.partial"):
+        (tmp_path / name).write_text("{}")
+    assert list(hashes(tmp_path)) == ["plan.json"]
+
+
+def test_a_damaged_json_file_is_named(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json: not a JSON document"):
+        RunFolder(tmp_path, PRINT)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds a list, wanted an object"):
+        read_json(tmp_path / "run.json")
+
+
+def test_a_temporary_folder_goes_with_the_run():
+    folder = RunFolder(None, PRINT)
+    path = folder.path
+    assert path.exists()
+    del folder
+    assert not path.exists()

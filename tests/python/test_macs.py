@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from nets import TinyConvNet, images, tiny_vit
+from torch import Tensor, nn
+
+from mpcore import nm_mask
+from mpcore.models import tome
+from mpcore.models.apply import as_matrix, from_matrix, hold_masks
+from mpcore.models.macs import MacReport, macs
+
+
+def shapes_only(name: str) -> tuple[nn.Module, Tensor]:
+    """A timm model without any numbers in it, and its input."""
+    with torch.device("meta"):
+        return timm.create_model(name), torch.empty(1, 3, 224, 224)
+
+
+def block_layers(model: nn.Module) -> dict[str, str]:
+    return {n: "2:4" for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith("blocks.")}
+
+
+def prune(model: nn.Module, names: list[str], pattern: str) -> None:
+    masks = {}
+    for name in names:
+        weight = model.get_submodule(name).weight
+        matrix = as_matrix(weight)
+        masks[name] = from_matrix(nm_mask(abs(matrix), pattern), weight.shape)
+    hold_masks(model, masks)
+
+
+# golden numbers: docs/method.md and arithmetic by hand
+
+
+def test_vit_b_16_dense_and_2_4():
+    model, x = shapes_only("vit_base_patch16_224")
+    dense = macs(model, x)
+    d, n = 768, 197
+    assert dense.total == 12 * (12 * d * d * n + 2 * n * n * d) + d * d * 196 + d * 1000 == 17_563_828_224
+    assert dense.attention == 12 * 2 * n * n * d
+    assert (dense.reduction, dense.speedup_bound, dense.uncounted) == (0.0, 1.0, ())
+    assert macs(model, x, patterns=block_layers(model)).reduction == pytest.approx(0.476, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "paper", "exact"),
+    [
+        ("vit_base_patch16_224", 0.598071, 0.6110),
+        ("deit_small_patch16_224", 0.5857, 0.5980),
+        ("deit_tiny_patch16_224", 0.5640, 0.5753),
+        ("vit_large_patch16_224", 0.729, 0.742),
+    ],
+)
+def test_token_merging_and_2_4_in_both_conventions(name, paper, exact):
+    model, x = shapes_only(name)
+    tome.apply(model, r=8)
+    for convention, expected in (("paper", paper), ("exact", exact)):
+        report = macs(model, x, convention, patterns=block_layers(model))
+        assert report.reduction == pytest.approx(expected, abs=6e-5 if expected == 0.598071 else 6e-4)
+
+
+def test_token_merging_of_vit_b_16_alone():
+    model, x = shapes_only("vit_base_patch16_224")
+    tome.apply(model, r=8)
+    assert macs(model, x, "paper").reduction == pytest.approx(0.228135, abs=1e-6)
+    assert macs(model, x, "exact").reduction == pytest.approx(0.2539, abs=1e-4)
+    assert macs(model, x, "paper", patterns=block_layers(model)).total == pytest.approx(7.059407e9, abs=1e3)
+    assert tome.merged_per_block(model) == (8,) * 12
+
+
+def test_resnet50_by_layer_kind():
+    model, x = shapes_only("resnet50")
+    assert macs(model, x).total == pytest.approx(4.089e9, abs=1e6)
+    pointwise = {
+        n: "2:4"
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1))
+    }
+    square = {n: "2:4" for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)}
+    assert macs(model, x, patterns=pointwise).reduction == pytest.approx(0.259, abs=1e-3)
+    assert macs(model, x, patterns=pointwise | square).reduction == pytest.approx(0.486, abs=1e-3)
+
+
+def test_windowed_attention_counts_by_window():
+    model, x = shapes_only("swin_tiny_patch4_window7_224")
+    report = macs(model, x)
+    n, d = 49, 96
+    first = next(layer for layer in report.layers if layer.kind == "attention")
+    assert first.dense == 64 * 2 * n * n * d
+    assert report.total == pytest.approx(4.5e9, rel=0.02)
+
+
+# properties
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_counts_are_per_sample(batch):
+    model = tiny_vit()
+    assert macs(model, images(batch, channels=1, size=8)) == macs(model, images(5, channels=1, size=8))
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8", "5:8"])
+def test_patterns_are_read_off_the_weights(pattern):
+    model, x = TinyConvNet(), images(1)
+    names = ["blocks.0._expand_conv", "blocks.1._project_conv", "tail.0", "tail.3", "fc"]
+    dense = macs(model, x)
+    prune(model, names, pattern)
+    report = macs(model, x)
+    density = {"2:4": 0.5, "4:8": 0.5, "1:4": 0.25, "5:8": 0.625}[pattern]
+    for before, after in zip(dense.layers, report.layers, strict=True):
+        assert after.macs == before.macs * (density if after.name in names else 1)
+        assert after.dense == before.dense
+    assert report.baseline == dense.total
+    assert macs(model, x, patterns=dict.fromkeys(names, pattern)).total == report.total
+
+
+def test_accidental_and_all_zeros_are_not_a_pattern():
+    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[0].weight[0, :2] = 0
+        model[1].weight.zero_()
+    assert [layer.pattern for layer in macs(model, torch.zeros(1, 16)).layers] == [None, None]
+
+
+def test_layers_that_never_run_are_listed_and_modes_are_restored():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Identity())
+    model[2].spare = nn.Linear(4, 4)
+    model.train()
+    model[1].eval()
+    report = macs(model, torch.zeros(2, 4))
+    assert report.uncounted == ("2.spare",)
+    assert [model.training, model[1].training, model[0].training] == [True, False, True]
+    assert not model[0]._forward_hooks
+
+
+def test_a_layer_called_twice_counts_twice():
+    layer = nn.Linear(4, 4)
+    assert macs(nn.Sequential(layer, layer), torch.zeros(1, 4)).total == 32
+
+
+# rejection
+
+
+def test_mistakes_are_named():
+    model, x = tiny_vit(), images(1, channels=1, size=8)
+    with pytest.raises(ValueError, match="convention: 'rough', wanted 'exact' or 'paper'"):
+        macs(model, x, "rough")
+    with pytest.raises(ValueError, match=r"patterns: 'blocks\.0\.attn' is no Linear or Conv2d of the model"):
+        macs(model, x, patterns={"blocks.0.attn": "2:4"})
+    with pytest.raises(ValueError, match="model: ReLU runs no Linear"):
+        macs(nn.ReLU(), x)
+
+
+def test_the_report_is_plain():
+    report = macs(nn.Linear(4, 2), torch.zeros(1, 4))
+    assert isinstance(report, MacReport)
+    assert (report.total, report.layers[0].kind, report.layers[0].name) == (8, "linear", "")
