@@ -3,6 +3,8 @@
 pub mod check;
 pub(crate) mod network;
 pub mod pattern;
+pub mod quadratic;
 pub mod select;
+pub mod transposable;
 
 pub use pattern::{Fibers, Pattern};
