@@ -2,6 +2,7 @@
 
 pub mod check;
 pub(crate) mod network;
+pub mod pack;
 pub mod pattern;
 pub mod quadratic;
 pub mod select;
