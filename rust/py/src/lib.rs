@@ -5,11 +5,13 @@ use pyo3::prelude::*;
 mod error;
 mod masks;
 mod permute;
+mod sparse;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     masks::register(module)?;
     permute::register(module)?;
+    sparse::register(module)?;
     Ok(())
 }
