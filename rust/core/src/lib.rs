@@ -9,6 +9,7 @@ pub mod error;
 pub mod linalg;
 pub mod nm;
 pub mod permute;
+pub mod sparse;
 pub mod threads;
 mod vector;
 

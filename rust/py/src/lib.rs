@@ -7,6 +7,7 @@ mod compensate;
 mod error;
 mod masks;
 mod permute;
+mod sparse;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -15,5 +16,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     compensate::register(module)?;
     masks::register(module)?;
     permute::register(module)?;
+    sparse::register(module)?;
     Ok(())
 }
