@@ -40,8 +40,8 @@ def distill(
 ) -> DistillRun:
     """Let the pruned model learn the dense one's answers; its masks are held at every step.
 
-    Writes student.safetensors and train.jsonl into the run's folder and renews certificate.json (now about the student, on
-    the first training samples), eval.json and manifest.json. The same call resumes an interrupted training.
+    Writes student.safetensors and train.jsonl into the run's folder and renews certificate.json (now about the
+    student, on the first training samples), eval.json and manifest.json. The same call resumes an interrupted training.
 
     Args:
         run: a PruneRun, or the folder of one.
@@ -101,7 +101,8 @@ def _certify(folder: Path, dense: nn.Module, pruned: nn.Module, student: nn.Modu
 
 def _evaluate(folder: Path, models: dict[str, nn.Module], held_out: list[Any], *, progress: bool) -> None:
     rows = tuple(
-        evaluate(model, held_out, teacher=models["dense"], name=name, progress=progress) for name, model in models.items()
+        evaluate(model, held_out, teacher=models["dense"], name=name, progress=progress)
+        for name, model in models.items()
     )
     EvalTable(rows, f"{rows[0].n} held-out samples").write(folder / "eval.json")
 

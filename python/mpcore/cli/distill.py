@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ def distill(
 
         folder = run if out is None else _copy(run, out)
         data = load_data(train, mpcore.load(folder), batch_size=batch_size, seed=seed, limit=limit)
-        settings = {} if lr is None else {"lr": lr}
+        settings: dict[str, Any] = {} if lr is None else {"lr": lr}
         mpcore.distill(folder, data, epochs=epochs, seed=seed, resume=resume, progress=console.progress, **settings)
         show_run(console, folder)
 

@@ -65,7 +65,7 @@ class Recipe:
     damping: float = 0.01
     positions: int = 196
     permute_rounds: int = 150
-    certify_samples: int = 64
+    certify_samples: int = 32
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

@@ -30,4 +30,5 @@ def score(matrix: Matrix, moments: Moments | None, kind: str) -> Matrix:
     if kind == "wanda":
         return np.abs(matrix) * np.sqrt(moments.square).astype(np.float32)
     variance = np.maximum(moments.square - moments.mean**2, 0.0)
-    return np.square(matrix) * variance.astype(np.float32)
+    activation: Matrix = np.square(matrix) * variance.astype(np.float32)
+    return activation

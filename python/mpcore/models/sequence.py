@@ -22,6 +22,9 @@ from mpcore.models.segments import Path, find_segments
 from mpcore.models.solve import Problem, Solution, solve
 from mpcore.records import Pattern, PlannedLayer
 
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
+"""Relative error of a mean of float32 squares."""
+
 
 @dataclass(frozen=True)
 class Pruned:
@@ -152,6 +155,9 @@ def _problem(weight: Matrix, moments: CrossMoments, damping: float, *, centred: 
     if centred:
         gram = gram - np.outer(moments.pruned.mean, moments.pruned.mean)
         cross = cross - np.outer(moments.dense_mean, moments.pruned.mean)
+        # The variance of an input that hardly varies is rounding noise of float32 sums, and may be negative.
+        constant = np.diagonal(gram) <= ROUNDING * moments.pruned.square
+        gram[constant], gram[:, constant], cross[:, constant] = 0.0, 0.0, 0.0
     target = weight
     if moments.cross is not moments.pruned.gram:
         ridge = max(damping * float(np.diagonal(gram).mean()), np.finfo(np.float64).tiny) * np.eye(len(gram))

@@ -8,6 +8,7 @@ pub mod compensate;
 pub mod error;
 pub mod linalg;
 pub mod nm;
+pub mod permute;
 pub mod threads;
 mod vector;
 

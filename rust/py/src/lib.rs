@@ -6,6 +6,7 @@ mod certify;
 mod compensate;
 mod error;
 mod masks;
+mod permute;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -13,5 +14,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     certify::register(module)?;
     compensate::register(module)?;
     masks::register(module)?;
+    permute::register(module)?;
     Ok(())
 }

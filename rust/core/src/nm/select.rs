@@ -3,7 +3,8 @@
 use num_traits::Float;
 use rayon::prelude::*;
 
-use super::{Fibers, Pattern, pattern::MAX_GROUP};
+use super::network::Network;
+use super::{Fibers, Pattern};
 use crate::vector::{Kernel, widest};
 use crate::{Error, Result};
 
@@ -43,7 +44,7 @@ pub fn nm_mask<T: Score>(score: &[T], fibers: Fibers, pattern: Pattern) -> Resul
         return Ok(mask);
     }
     let slab = unit * (TASK / unit).max(1);
-    let network = Network::new(pattern);
+    let network = Network::new(pattern.group(), &[pattern.keep() - 1]);
     let finite = score
         .par_chunks(slab)
         .zip(mask.par_chunks_mut(slab))
@@ -129,7 +130,12 @@ impl<T: Score> TopN<'_, T> {
                 deal(lines, spare, factor);
                 std::mem::swap(&mut lines, &mut spare);
             }
-            rank(lines, kept, self.network, (spare, &mut room[..width]));
+            rank(
+                lines,
+                kept,
+                (self.network, self.pattern.keep()),
+                (spare, &mut room[..width]),
+            );
             for &factor in factors.iter().rev() {
                 collect(kept, other, factor);
                 std::mem::swap(&mut kept, &mut other);
@@ -159,7 +165,12 @@ impl<T: Score> TopN<'_, T> {
                 for (row, entries) in score.chunks_exact(self.inner).enumerate() {
                     lines[start(row)..][..part.len()].copy_from_slice(&entries[part.clone()]);
                 }
-                rank(lines, kept, self.network, (spare, &mut room[..width]));
+                rank(
+                    lines,
+                    kept,
+                    (self.network, self.pattern.keep()),
+                    (spare, &mut room[..width]),
+                );
                 for (row, entries) in mask.chunks_exact_mut(self.inner).enumerate() {
                     entries[part.clone()].copy_from_slice(&kept[start(row)..][..part.len()]);
                 }
@@ -263,20 +274,14 @@ fn collect<T: Copy>(from: &[T], to: &mut [T], factor: usize) {
 fn rank<T: Score>(
     lines: &[T],
     kept: &mut [bool],
-    network: &Network,
+    (network, keep): (&Network, usize),
     (sorted, room): (&mut [T], &mut [u32]),
 ) {
     let width = room.len();
     sorted.copy_from_slice(lines);
-    for &(upper, lower) in &network.exchanges {
-        let (front, back) = sorted.split_at_mut(lower * width);
-        let upper = &mut front[upper * width..][..width];
-        for (a, b) in upper.iter_mut().zip(&mut back[..width]) {
-            (*a, *b) = if *a < *b { (*b, *a) } else { (*a, *b) };
-        }
-    }
-    let last = &sorted[(network.keep - 1) * width..][..width];
-    room.fill(network.keep as u32);
+    network.apply(sorted, width);
+    let last = &sorted[(keep - 1) * width..][..width];
+    room.fill(keep as u32);
     for line in lines.chunks_exact(width) {
         for ((value, last), room) in line.iter().zip(last).zip(room.iter_mut()) {
             *room -= u32::from(value > last);
@@ -289,45 +294,6 @@ fn rank<T: Score>(
             *kept = (value > last) | (tie > 0);
             *room -= tie;
         }
-    }
-}
-
-/// Compare-exchange steps that bring the `keep`-th largest of `group` lines to its place.
-struct Network {
-    keep: usize,
-    exchanges: Vec<(usize, usize)>,
-}
-
-impl Network {
-    /// Merge exchange sorting for any length (Knuth, The Art of Computer Programming 3, 5.2.2, Algorithm M), less the
-    /// steps that the `keep`-th line does not depend on.
-    fn new(pattern: Pattern) -> Self {
-        let (keep, group) = (pattern.keep(), pattern.group());
-        let mut exchanges = Vec::new();
-        let top = group.next_power_of_two() / 2;
-        let mut p = top;
-        while p > 0 {
-            let (mut q, mut r, mut d) = (top, 0, p);
-            loop {
-                let pairs = (0..group - d).filter(|i| i & p == r);
-                exchanges.extend(pairs.map(|i| (i, i + d)));
-                if q == p {
-                    break;
-                }
-                (d, q, r) = (q - p, q / 2, p);
-            }
-            p /= 2;
-        }
-        let mut needed = [false; MAX_GROUP];
-        needed[keep - 1] = true;
-        exchanges.reverse();
-        exchanges.retain(|&(upper, lower)| {
-            let used = needed[upper] || needed[lower];
-            (needed[upper], needed[lower]) = (needed[upper] | used, needed[lower] | used);
-            used
-        });
-        exchanges.reverse();
-        Self { keep, exchanges }
     }
 }
 

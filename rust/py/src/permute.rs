@@ -1,0 +1,79 @@
+//! Channel permutations: `mpcore_core::permute`.
+
+use mpcore_core::nm::{Pattern, select::Score};
+use mpcore_core::permute::search::{Found, Settings, optimize};
+use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use pyo3::prelude::*;
+
+use crate::error::to_python;
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(optimize_permutation, module)?)
+}
+
+/// order, kept, kept under the given order, bound by rows, trace, rounds, interrupted.
+type Result<'py> = (
+    Bound<'py, PyArray1<i64>>,
+    f64,
+    f64,
+    f64,
+    Vec<(f64, f64)>,
+    u64,
+    bool,
+);
+
+/// A score of either precision.
+#[derive(FromPyObject)]
+enum Matrix<'py> {
+    Single(PyReadonlyArray2<'py, f32>),
+    Double(PyReadonlyArray2<'py, f64>),
+}
+
+#[pyfunction]
+fn optimize_permutation<'py>(
+    py: Python<'py>,
+    score: Matrix<'py>,
+    pattern: (usize, usize),
+    time_limit: f64,
+    max_rounds: Option<u64>,
+    seed: u64,
+    threads: Option<usize>,
+) -> PyResult<Result<'py>> {
+    let settings = Settings {
+        time_limit,
+        max_rounds,
+        seed,
+        threads,
+    };
+    let found = match score {
+        Matrix::Single(score) => search(py, &score, pattern, settings),
+        Matrix::Double(score) => search(py, &score, pattern, settings),
+    }?;
+    let order: Vec<i64> = found.order.into_iter().map(i64::from).collect();
+    Ok((
+        order.into_pyarray(py),
+        found.kept,
+        found.kept_identity,
+        found.row_bound,
+        found.trace,
+        found.rounds,
+        found.interrupted,
+    ))
+}
+
+fn search<T: Score + Element>(
+    py: Python<'_>,
+    score: &PyReadonlyArray2<'_, T>,
+    (keep, group): (usize, usize),
+    settings: Settings,
+) -> PyResult<Found> {
+    let columns = score.shape()[1];
+    let values = score.as_slice()?;
+    // Ctrl-C ends the search; the exception is dropped, because the best order so far is the answer.
+    let stop = || Python::attach(|py| py.check_signals().is_err());
+    py.detach(|| {
+        Pattern::new(keep, group)
+            .and_then(|pattern| optimize(values, columns, pattern, settings, &stop))
+    })
+    .map_err(|error| to_python(&error))
+}

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from nets import images, tiny_vit
+
+import mpcore
+from mpcore.models.recipe import Recipe
+from mpcore.models.shuffle import ShuffledBatches
+from mpcore.records import Certificate, EvalTable
+from mpcore.recovery import add_to_evaluation
+
+VIT = {"channels": 1, "size": 8}
+RECIPE = Recipe(solver="none", sequence="parallel", permute_rounds=4, certify_samples=16)
+
+
+def training(seed: int = 3) -> ShuffledBatches:
+    return ShuffledBatches(images(64, seed=seed, **VIT), torch.arange(64) % 10, batch_size=16, seed=0)
+
+
+def held_out() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(images(32, seed=8, **VIT), torch.arange(32) % 10)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    pruned = mpcore.prune(
+        tiny_vit(), RECIPE, calibration=[images(16, **VIT)], evaluation=held_out(), out=folder, progress=False
+    )
+    distilled = mpcore.distill(pruned, training(), epochs=3, lr=1e-3, evaluation=held_out(), progress=False)
+    return pruned, distilled
+
+
+def test_the_student_is_nearer_to_the_teacher_and_keeps_its_masks(runs):
+    _, distilled = runs
+    rows = {row.model: row for row in EvalTable.read(distilled.folder / "eval.json").rows}
+    assert list(rows) == ["dense", "pruned", "distilled"]
+    assert rows["distilled"].kl < 0.7 * rows["pruned"].kl
+    mpcore.check_mask(distilled.model.blocks[0].mlp.fc1.weight.detach().numpy() != 0, "2:4")
+
+
+def test_a_distilled_run_verifies_and_its_certificate_is_about_the_student(runs):
+    _, distilled = runs
+    report = mpcore.verify(distilled.folder)
+    assert report.problems == ()
+    certificate = Certificate.read(distilled.folder / "certificate.json")
+    assert [layer.name for layer in certificate.layers] == ["pruning", "distillation"]
+    assert certificate.samples == 16
+
+
+def test_loading_the_folder_gives_the_student(runs):
+    _, distilled = runs
+    student = mpcore.load(distilled.folder, tiny_vit(seed=9))
+    inputs = images(4, **VIT)
+    assert torch.equal(student(inputs), distilled.model(inputs))
+
+
+def test_distilling_from_the_folder_alone_gives_the_same_student(runs, tmp_path):
+    pruned, distilled = runs
+    again = mpcore.distill(pruned.folder, training(), model=tiny_vit(seed=5), epochs=3, lr=1e-3, progress=False)
+    inputs = images(4, **VIT)
+    assert torch.equal(again.model(inputs), distilled.model(inputs))
+
+
+def test_another_model_joins_the_evaluation_once(runs):
+    _, distilled = runs
+    for _ in range(2):
+        add_to_evaluation(distilled, "dense-continued", tiny_vit(), held_out())
+    names = [row.model for row in EvalTable.read(distilled.folder / "eval.json").rows]
+    assert names == ["dense", "pruned", "distilled", "dense-continued"]
+    assert mpcore.verify(distilled.folder).ok
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no finished run to distil"):
+        mpcore.distill(tmp_path, training(), model=tiny_vit())
+
+
+def test_a_setting_out_of_range_is_refused_by_name(runs):
+    with pytest.raises(ValueError, match=r"lr = -1\.0 is out of range"):
+        mpcore.distill(runs[0], training(), lr=-1.0)
