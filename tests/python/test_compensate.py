@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import _thread
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -219,6 +222,15 @@ def test_strided_half_and_torch_like_inputs_are_taken():
     assert bits(admm(Tensor(), np.asfortranarray(gram), "2:4")) == bits(admm(W, gram, "2:4"))
     assert bits(admm(W[::2], gram, "2:4")) == bits(admm(W[::2].copy(), gram, "2:4"))
     assert admm(W.astype(np.float16), gram.astype(np.float32), "2:4").dtype == np.float32
+
+
+def test_ctrl_c_ends_a_long_run():
+    W, gram = problem(64, 64, 0)
+    signal = threading.Timer(0.05, _thread.interrupt_main)
+    signal.start()
+    with pytest.raises(KeyboardInterrupt):
+        admm(W, gram, "2:4", steps=200_000)
+    signal.join()
 
 
 # worked example
