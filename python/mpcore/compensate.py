@@ -68,7 +68,7 @@ def admm(
     """
     keep, group = _pattern(pattern)
     weight, moments = _layer(W, gram)
-    return _native.admm(weight, moments, keep, group, float(damping), _count("steps", steps), threads)
+    return _native.admm(weight, moments, keep, group, float(damping), _count("steps", steps), _threads(threads))
 
 
 def lstsq(
@@ -99,7 +99,9 @@ def lstsq(
         array([[1.5, 0. ]], dtype=float32)
     """
     weight, moments = _layer(W, gram)
-    return _native.lstsq(weight, moments, _mask(mask, weight.shape), float(damping), _count("steps", steps), threads)
+    return _native.lstsq(
+        weight, moments, _mask(mask, weight.shape), float(damping), _count("steps", steps), _threads(threads)
+    )
 
 
 def sparsegpt(
@@ -140,7 +142,7 @@ def sparsegpt(
     keep, group = _pattern(pattern)
     weight, moments = _layer(W, gram)
     kept = None if mask is None else _mask(mask, weight.shape)
-    return _native.sparsegpt(weight, moments, keep, group, kept, float(damping), threads)
+    return _native.sparsegpt(weight, moments, keep, group, kept, float(damping), _threads(threads))
 
 
 def output_error(W: Any, W_pruned: Any, gram: Any) -> float:
@@ -201,3 +203,9 @@ def _count(name: str, value: int) -> int:
     if not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(f"{name}: {value!r} is not an integer >= 0")
     return int(value)
+
+
+def _threads(value: int | None) -> int | None:
+    if value is not None and (not isinstance(value, (int, np.integer)) or not 1 <= value <= 1024):
+        raise ValueError(f"threads: {value!r} is not an integer between 1 and 1024, or None")
+    return value
