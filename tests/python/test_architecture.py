@@ -26,7 +26,7 @@ MAY_IMPORT: dict[int, set[str]] = {
     2: LAYERS[2],
     3: LAYERS[1] | LAYERS[2],
     4: LAYERS[2],
-    5: LAYERS[2] | LAYERS[3] | LAYERS[4] | {"models", "_native"},
+    5: LAYERS[2] | LAYERS[3] | LAYERS[4] | {"gpu", "_native"},
     6: set().union(*(LAYERS[k] for k in range(1, 7))),
     7: set().union(*(LAYERS[k] for k in range(1, 8))) | {"public names"},
 }
