@@ -1,4 +1,4 @@
-"""Settings of the whole suite: hypothesis profiles (``MPCORE_TESTS=thorough`` for many examples) and torch's threads."""
+"""Settings of the suite: hypothesis profiles (``MPCORE_TESTS=thorough`` for many examples) and torch's threads."""
 
 from __future__ import annotations
 
