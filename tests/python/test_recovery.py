@@ -53,7 +53,7 @@ def test_a_distilled_run_verifies_and_its_certificate_is_about_the_student(runs)
     _, distilled = runs
     report = mpcore.verify(distilled.folder)
     assert report.problems == ()
-    certificate = Certificate.read(distilled.folder / "certificate.json")
+    certificate = Certificate.read(distilled.folder / "certificate-student.json")
     assert [layer.name for layer in certificate.layers] == ["pruning", "distillation"]
     assert certificate.samples == 16
 
