@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::linalg::dense::{self, Real};
 use crate::linalg::orthogonal::orthonormalise;
-use crate::linalg::values::{exponent, largest_magnitude, scale};
+use crate::linalg::reduce;
+use crate::linalg::values::{PowerOfTwo, exponent, largest_magnitude, scale};
 use crate::random::Random;
 
 /// Columns of a product that one task computes.
@@ -63,7 +64,7 @@ impl<'a, T: Real> Operator<'a, T> {
         let blocks: Vec<f64> = self
             .w
             .par_chunks(1 << 14)
-            .map(|block| block.iter().map(|v| wide(*v).powi(2)).sum())
+            .map(|block| reduce::moments(block, PowerOfTwo::new(0)).0)
             .collect();
         blocks.iter().sum()
     }

@@ -3,6 +3,7 @@
 pub mod dense;
 pub(crate) mod krylov;
 pub(crate) mod orthogonal;
+pub(crate) mod reduce;
 pub mod rsvd;
 pub mod survey;
 pub mod tridiagonal;

@@ -1,5 +1,6 @@
 //! Orthonormal rows, whatever comes in.
 
+use crate::linalg::reduce::dot;
 use crate::random::Random;
 
 /// Make the rows of `block` orthonormal, and orthogonal to the orthonormal rows of `basis`, by Gram-Schmidt twice.
@@ -45,24 +46,6 @@ pub(crate) fn orthonormalise(
         }
     }
     triangle
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    const LANES: usize = 8;
-    let mut sums = [0.0; LANES];
-    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let tail: f64 = a
-        .remainder()
-        .iter()
-        .zip(b.remainder())
-        .map(|(x, y)| x * y)
-        .sum();
-    for (x, y) in a.zip(b) {
-        for lane in 0..LANES {
-            sums[lane] += x[lane] * y[lane];
-        }
-    }
-    sums.iter().sum::<f64>() + tail
 }
 
 /// Subtract from `row` its part along the unit vector `other`; returns that part.

@@ -4,7 +4,8 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::linalg::dense::Real;
-use crate::linalg::values::{exponent, largest_magnitude, scale};
+use crate::linalg::reduce;
+use crate::linalg::values::{PowerOfTwo, exponent, largest_magnitude};
 
 /// What one pass over a matrix shows.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,10 +25,10 @@ pub struct Survey {
 pub fn survey<T: Real>(w: &[T], columns: usize) -> Result<Survey> {
     const BLOCK: usize = 16;
     let largest = largest_magnitude(w, columns)?;
-    let power = if largest > 0.0 { -exponent(largest) } else { 0 };
+    let factor = PowerOfTwo::new(if largest > 0.0 { -exponent(largest) } else { 0 });
     let blocks: Vec<Block> = w
         .par_chunks(BLOCK * columns)
-        .map(|lines| Block::of(lines, columns, power))
+        .map(|lines| Block::of(lines, columns, factor))
         .collect();
     let mut kept = vec![false; columns];
     let (mut second, mut fourth) = (0.0, 0.0);
@@ -61,7 +62,7 @@ struct Block {
 }
 
 impl Block {
-    fn of<T: Real>(lines: &[T], columns: usize, power: i32) -> Self {
+    fn of<T: Real>(lines: &[T], columns: usize, factor: PowerOfTwo) -> Self {
         let mut block = Self {
             rows: Vec::new(),
             columns: vec![false; columns],
@@ -69,16 +70,13 @@ impl Block {
             fourth: 0.0,
         };
         for line in lines.chunks_exact(columns) {
-            let (mut second, mut fourth, mut any) = (0.0, 0.0, false);
             for (value, kept) in line.iter().zip(&mut block.columns) {
-                let nonzero = *value != T::zero();
-                any |= nonzero;
-                *kept |= nonzero;
-                let square = scale(value.to_f64().unwrap_or(f64::NAN), power).powi(2);
-                second += square;
-                fourth += square * square;
+                *kept |= *value != T::zero();
             }
-            block.rows.push(any);
+            let (second, fourth) = reduce::moments(line, factor);
+            block
+                .rows
+                .push(line.iter().any(|value| *value != T::zero()));
             block.second += second;
             block.fourth += fourth;
         }

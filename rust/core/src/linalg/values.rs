@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::linalg::dense::{self, Real};
-use crate::linalg::tridiagonal;
+use crate::linalg::{reduce, tridiagonal};
 use crate::{Error, Result};
 
 /// Rows of the Gram matrix that one task computes.
@@ -16,8 +16,8 @@ const DEPTH: usize = 512;
 pub enum Precision {
     /// Every value within 1e-7 of the largest, and within 1e-10 of it for float64 input.
     Full,
-    /// Enough for the bulk and its upper edge (relative 1e-6): float32 input with short <= 0.8 long is multiplied in
-    /// float32, and values near zero may be off by 3e-4 of the largest.
+    /// Enough for the upper half of the values (relative 1e-5): float32 input with short <= 0.8 long is multiplied in
+    /// float32 where the middle value exceeds 3 % of the largest, and values near zero may be off by 3e-4 of it.
     Bulk,
 }
 
@@ -52,20 +52,23 @@ pub fn singular_values<T: Real>(
         rows,
         columns,
         exponent: exponent(largest),
+        factor: PowerOfTwo::new(-exponent(largest)),
     };
     let single = T::epsilon().to_f64() > Some(1e-10);
-    let in_single =
-        single && precision == Precision::Bulk && 5 * matrix.short() <= 4 * matrix.long();
-    let gram = if in_single {
-        matrix.gram::<f32>()
-    } else {
-        matrix.gram::<f64>()
+    // The value that has to be right, over the largest: squaring loses what is below the root of the rounding unit.
+    let reach = |values: &[f64]| match precision {
+        Precision::Bulk => values[values.len() / 2] / values[0],
+        Precision::Full if single => 1.0,
+        Precision::Full => values[values.len() - 1] / values[0],
     };
-    let values = matrix.values_of(gram);
-    let checked = matrix.holds_the_norm(&values, if in_single { 1e-4 } else { 1e-9 });
-    let resolved =
-        single || precision == Precision::Bulk || values.last() > Some(&(1e-5 * values[0]));
-    if checked && resolved {
+    if single && precision == Precision::Bulk && 5 * matrix.short() <= 4 * matrix.long() {
+        let values = matrix.values_of(matrix.gram::<f32>());
+        if reach(&values) > 0.03 && matrix.holds_the_norm(&values, 1e-4) {
+            return Ok(matrix.unscale(values));
+        }
+    }
+    let values = matrix.values_of(matrix.gram::<f64>());
+    if reach(&values) > 1e-5 && matrix.holds_the_norm(&values, 1e-9) {
         return Ok(matrix.unscale(values));
     }
     let values = matrix.values_directly();
@@ -85,23 +88,7 @@ pub fn singular_values<T: Real>(
 /// # Errors
 /// [`Error::NotFinite`].
 pub fn largest_magnitude<T: Real>(w: &[T], columns: usize) -> Result<f64> {
-    let blocks: Vec<Option<f64>> = w
-        .par_chunks(1 << 16)
-        .map(|block| {
-            // The sum is NaN or infinite whenever an entry is; the maximum alone would skip a NaN.
-            let mut largest = T::zero();
-            let mut finite = true;
-            for &value in block {
-                largest = if value.abs() > largest {
-                    value.abs()
-                } else {
-                    largest
-                };
-                finite &= value.is_finite();
-            }
-            finite.then(|| largest.to_f64().unwrap_or(f64::NAN))
-        })
-        .collect();
+    let blocks: Vec<Option<f64>> = w.par_chunks(1 << 16).map(reduce::largest).collect();
     match blocks.iter().position(Option::is_none) {
         None => Ok(blocks.into_iter().flatten().fold(0.0, f64::max)),
         Some(block) => Err(first_not_finite(w, columns, block << 16)),
@@ -136,8 +123,25 @@ pub fn exponent(largest: f64) -> i32 {
 /// `value` times 2^`power` in two steps, so that no factor overflows or vanishes.
 #[must_use]
 pub fn scale(value: f64, power: i32) -> f64 {
-    let half = power / 2;
-    value * 2f64.powi(half) * 2f64.powi(power - half)
+    PowerOfTwo::new(power).times(value)
+}
+
+/// The factor of [`scale`], for many values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PowerOfTwo(f64, f64);
+
+impl PowerOfTwo {
+    /// 2^`power`, |`power`| <= 2040.
+    #[must_use]
+    pub fn new(power: i32) -> Self {
+        Self(2f64.powi(power / 2), 2f64.powi(power - power / 2))
+    }
+
+    /// `value` times the factor.
+    #[must_use]
+    pub fn times(self, value: f64) -> f64 {
+        value * self.0 * self.1
+    }
 }
 
 /// A row-major matrix seen through the factor 2^-exponent.
@@ -146,6 +150,7 @@ struct Scaled<'a, T> {
     rows: usize,
     columns: usize,
     exponent: i32,
+    factor: PowerOfTwo,
 }
 
 impl<T: Real> Scaled<'_, T> {
@@ -163,7 +168,11 @@ impl<T: Real> Scaled<'_, T> {
         } else {
             long * self.columns + short
         };
-        scale(self.w[index].to_f64().unwrap_or(f64::NAN), -self.exponent)
+        self.scaled(self.w[index])
+    }
+
+    fn scaled(&self, value: T) -> f64 {
+        self.factor.times(value.to_f64().unwrap_or(f64::NAN))
     }
 
     fn unscale(&self, values: Vec<f64>) -> Vec<f64> {
@@ -226,14 +235,16 @@ impl<T: Real> Scaled<'_, T> {
         let cast = |v: f64| P::from(v).unwrap_or_else(P::nan);
         if self.rows <= self.columns {
             for (row, out) in panel.chunks_exact_mut(depth).enumerate() {
-                for (k, value) in out.iter_mut().enumerate() {
-                    *value = cast(self.at(band * TILE + row, start + k));
+                let line = &self.w[(band * TILE + row) * self.columns + start..][..depth];
+                for (value, w) in out.iter_mut().zip(line) {
+                    *value = cast(self.scaled(*w));
                 }
             }
         } else {
             for k in 0..depth {
-                for row in 0..height {
-                    panel[row * depth + k] = cast(self.at(band * TILE + row, start + k));
+                let line = &self.w[(start + k) * self.columns + band * TILE..][..height];
+                for (row, w) in line.iter().enumerate() {
+                    panel[row * depth + k] = cast(self.scaled(*w));
                 }
             }
         }
@@ -262,10 +273,7 @@ impl<T: Real> Scaled<'_, T> {
         let blocks: Vec<f64> = self
             .w
             .par_chunks(1 << 14)
-            .map(|block| {
-                let square = |v: &T| scale(v.to_f64().unwrap_or(f64::NAN), -self.exponent).powi(2);
-                block.iter().map(square).sum()
-            })
+            .map(|block| reduce::moments(block, self.factor).0)
             .collect();
         let norm: f64 = blocks.iter().sum();
         let total: f64 = values.iter().map(|v| v * v).sum();

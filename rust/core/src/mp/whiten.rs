@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::linalg::dense::Real;
-use crate::linalg::values::{exponent, largest_magnitude, scale};
+use crate::linalg::values::{PowerOfTwo, exponent, largest_magnitude, scale};
 use crate::{Error, Result};
 
 /// Which sides are scaled.
@@ -38,7 +38,8 @@ pub struct Scales {
 /// B. Landa, T. Zhang, Y. Kluger, "Biwhitening reveals the rank of a count matrix", 2022.
 pub fn sinkhorn<T: Real>(w: &[T], (rows, columns): (usize, usize), sides: Sides) -> Result<Scales> {
     let power = exponent(largest_magnitude(w, columns)?);
-    let square = |v: &T| scale(v.to_f64().unwrap_or(f64::NAN), -power).powi(2);
+    let factor = PowerOfTwo::new(-power);
+    let square = |v: &T| factor.times(v.to_f64().unwrap_or(f64::NAN)).powi(2);
     let (mut row, mut column) = (vec![1.0; rows], vec![1.0; columns]);
     let mut off = f64::INFINITY;
     for _ in 0..1000 {
