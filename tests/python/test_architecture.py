@@ -34,7 +34,7 @@ MAY_IMPORT: dict[int, set[str]] = {
 
 PACKAGES: dict[str, set[str]] = {
     "progress": {"rich"},
-    "spectra": {"matplotlib"},
+    "spectra": {"matplotlib", "ray"},
     "models": {"torch", "timm", "torchvision", "PIL", "onnx", "onnxruntime"},
     "gpu": {"torch"},
     "engine": {"ray"},
