@@ -130,5 +130,10 @@ def test_every_public_module_and_function_has_a_docstring() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert ast.get_docstring(tree), name(path)
         for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not _private_or_overload(node):
                 assert ast.get_docstring(node), f"{name(path)}: {node.name}"
+
+
+def _private_or_overload(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    overload = any(isinstance(mark, ast.Name) and mark.id == "overload" for mark in node.decorator_list)
+    return overload or node.name.startswith("_")
