@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 from mpcore._native import __version__ as __version__
 from mpcore.masks import check_mask as check_mask
 from mpcore.masks import nm_mask as nm_mask
+from mpcore.masks import quadratic_mask as quadratic_mask
+from mpcore.masks import transposable_mask as transposable_mask
 from mpcore.permute import PermutationResult as PermutationResult
 from mpcore.permute import optimize_permutation as optimize_permutation
 from mpcore.records import ConvergenceError as ConvergenceError
 from mpcore.records import Pattern as Pattern
+from mpcore.sparse import Packed as Packed
+from mpcore.sparse import nm_linear as nm_linear
+from mpcore.sparse import pack as pack
 from mpcore.spectra import EdgeFit as EdgeFit
 from mpcore.spectra import SpectraReport as SpectraReport
 from mpcore.spectra import fit_edge as fit_edge

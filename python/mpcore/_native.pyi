@@ -48,6 +48,17 @@ def nm_mask(
     score: npt.NDArray[np.float32] | npt.NDArray[np.float64], keep: int, group: int
 ) -> npt.NDArray[np.bool_]: ...
 def check_mask(mask: npt.NDArray[np.bool_], keep: int, group: int) -> None: ...
+def quadratic_mask(
+    weight: npt.NDArray[np.float32] | npt.NDArray[np.float64],
+    gram: npt.NDArray[np.float64],
+    keep: int,
+    group: int,
+    target: npt.NDArray[np.bool_] | None,
+    target_weight: float,
+) -> npt.NDArray[np.bool_]: ...
+def transposable_mask(
+    score: npt.NDArray[np.float32] | npt.NDArray[np.float64], keep: int, group: int
+) -> npt.NDArray[np.bool_]: ...
 
 # permute
 def optimize_permutation(
@@ -58,6 +69,24 @@ def optimize_permutation(
     seed: int,
     threads: int | None,
 ) -> tuple[npt.NDArray[np.int64], float, float, float, list[tuple[float, float]], int, bool]: ...
+
+# sparse
+def pack_weights(
+    weight: npt.NDArray[np.float32], keep: int, group: int, mask: npt.NDArray[np.bool_] | None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]: ...
+def unpack_weights(
+    values: npt.NDArray[np.float32], places: npt.NDArray[np.uint8], columns: int, keep: int, group: int
+) -> npt.NDArray[np.float32]: ...
+def nm_linear(
+    values: npt.NDArray[np.float32],
+    places: npt.NDArray[np.uint8],
+    input: npt.NDArray[np.float32],
+    pattern: tuple[int, int],
+    bias: npt.NDArray[np.float32] | None,
+    activation: str | None,
+    bfloat16: bool,
+    threads: int | None,
+) -> npt.NDArray[np.float32]: ...
 
 # spectra
 

@@ -75,3 +75,24 @@ def output_error(W: Array, W_pruned: Array, inputs: Array) -> float:
     """Relative squared error of the outputs on the inputs themselves, (samples, columns)."""
     wanted, got = inputs @ W.T, inputs @ W_pruned.T
     return float(((got - wanted) ** 2).sum() / (wanted**2).sum())
+
+
+# certify
+
+
+def margins(logits: Array) -> tuple[Array, Array]:
+    """Label with the largest logit, ties to the lower one, and its lead over the runner-up."""
+    ordered = np.sort(logits, axis=1)
+    return logits.argmax(axis=1), ordered[:, -1] - ordered[:, -2]
+
+
+def label_margins(logits: Array, labels: Array) -> Array:
+    """Logit of the label minus the largest of the others."""
+    rows = [row[label] - np.delete(row, label).max() for row, label in zip(logits, labels, strict=True)]
+    return np.array(rows)
+
+
+def largest_changes(dense: Array, pruned: Array) -> Array:
+    """Largest |change| of any logit, by sample."""
+    changes: Array = np.abs(pruned - dense).max(axis=1)
+    return changes

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from mpcore import _native, reference
 from mpcore.certify import (
     ce_bound,
     certify,
@@ -50,6 +51,20 @@ class Network:
 def removal(network: Network, rng: np.random.Generator) -> np.ndarray:
     """R: the entries of W2 below a random magnitude."""
     return network.W2 * (np.abs(network.W2) < rng.uniform(0.02, 1.0))
+
+
+# oracle
+
+
+@given(st.integers(1, 20), st.integers(2, 7), st.integers(0, 10_000))
+def test_native_margins_and_changes_equal_their_slow_twins(samples, classes, seed):
+    rng = np.random.default_rng(seed)
+    dense, pruned = rng.normal(size=(2, samples, classes)).round(1)  # rounding makes ties
+    labels = rng.integers(classes, size=samples).astype(np.uintp)
+    for found, expected in zip(_native.margins(dense), reference.margins(dense), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(_native.label_margins(dense, labels), reference.label_margins(dense, labels))
+    np.testing.assert_array_equal(_native.largest_changes(dense, pruned), reference.largest_changes(dense, pruned))
 
 
 # theorems: no violation on hundreds of random networks

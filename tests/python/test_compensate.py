@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import _thread
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -221,6 +224,15 @@ def test_strided_half_and_torch_like_inputs_are_taken():
     assert admm(W.astype(np.float16), gram.astype(np.float32), "2:4").dtype == np.float32
 
 
+def test_ctrl_c_ends_a_long_run():
+    W, gram = problem(64, 64, 0)
+    signal = threading.Timer(0.05, _thread.interrupt_main)
+    signal.start()
+    with pytest.raises(KeyboardInterrupt):
+        admm(W, gram, "2:4", steps=200_000)
+    signal.join()
+
+
 # worked example
 
 
@@ -264,9 +276,9 @@ def test_damping_out_of_range_is_named(value):
         admm(W8, H8, "2:4", damping=value)
 
 
-@pytest.mark.parametrize("threads", [0, 100_000])
+@pytest.mark.parametrize("threads", [0, -1, 100_000, 1.5])
 def test_absurd_numbers_of_threads_are_named(threads):
-    with pytest.raises(ValueError, match=f"threads: {threads} is not between 1 and 1024"):
+    with pytest.raises(ValueError, match=f"threads: {threads} is not an integer between 1 and 1024, or None"):
         admm(W8, H8, "2:4", threads=threads)
 
 

@@ -11,6 +11,7 @@ pub mod mp;
 pub mod nm;
 pub mod permute;
 pub mod random;
+pub mod sparse;
 pub mod threads;
 mod vector;
 

@@ -7,6 +7,7 @@ mod compensate;
 mod error;
 mod masks;
 mod permute;
+mod sparse;
 mod spectra;
 
 #[pymodule]
@@ -17,5 +18,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     compensate::register(module)?;
     masks::register(module)?;
     permute::register(module)?;
+    sparse::register(module)?;
     Ok(())
 }

@@ -6,6 +6,7 @@ use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray2, PyUntypedArrayMeth
 use pyo3::prelude::*;
 
 use crate::error::to_python;
+use crate::masks::Matrix;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(optimize_permutation, module)?)
@@ -21,13 +22,6 @@ type Result<'py> = (
     u64,
     bool,
 );
-
-/// A score of either precision.
-#[derive(FromPyObject)]
-enum Matrix<'py> {
-    Single(PyReadonlyArray2<'py, f32>),
-    Double(PyReadonlyArray2<'py, f64>),
-}
 
 #[pyfunction]
 fn optimize_permutation<'py>(

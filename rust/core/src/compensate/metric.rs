@@ -105,7 +105,7 @@ impl UnitWeights {
     }
 }
 
-/// The moments are not positive definite even after damping; `smallest` is the offending eigenvalue or pivot.
+/// The moments are not positive definite even after damping; `detail` says what shows it.
 pub(super) fn indefinite(detail: String) -> Error {
     Error::Indefinite {
         name: "gram",

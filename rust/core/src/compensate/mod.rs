@@ -2,12 +2,31 @@
 //!
 //! A layer y = W x with input moments H = E[x x'] changes its outputs by tr (W' - W) H (W' - W)' on average; the solvers
 //! here make that small within an N:M pattern ([`admm`], [`sparsegpt`]) or on a given support ([`lstsq`]).
+//!
+//! # Examples
+//! ```
+//! use mpcore_core::compensate::{Layer, Workers, admm, lstsq, output_error};
+//! use mpcore_core::nm::Pattern;
+//!
+//! // The second input is half the first plus noise: its weight can move there.
+//! let layer = Layer { weight: &[2.0, 1.0], gram: &[1.0, 0.5, 0.5, 1.0], columns: 2, damping: 0.0 };
+//! let workers = Workers::new(None, &|| false)?;
+//! let pruned = admm(&layer, Pattern::new(1, 2)?, 50, &workers)?;
+//! assert!((pruned[0] - 2.5).abs() < 1e-5);
+//! assert_eq!(pruned[1], 0.0);
+//! assert_eq!(lstsq(&layer, &[true, false], 30, &workers)?, pruned);
+//! let error = output_error(&[2.0, 1.0], &[2.5, 0.0], layer.gram, 2, &workers)?;
+//! assert!((error - 0.75 / 7.0).abs() < 1e-12);
+//! # Ok::<(), mpcore_core::Error>(())
+//! ```
 
 mod admm;
 mod cg;
 mod error;
 mod metric;
 mod sparsegpt;
+#[cfg(test)]
+mod tests;
 mod workers;
 
 pub use admm::admm;

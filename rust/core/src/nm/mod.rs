@@ -2,7 +2,10 @@
 
 pub mod check;
 pub(crate) mod network;
+pub mod pack;
 pub mod pattern;
+pub mod quadratic;
 pub mod select;
+pub mod transposable;
 
 pub use pattern::{Fibers, Pattern};

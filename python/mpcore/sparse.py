@@ -1,0 +1,211 @@
+"""N:M weights without their zeros, and products with them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from mpcore import _native
+from mpcore.records import Pattern, atomic, to_numpy
+
+FORMAT = "mpcore-packed-1"
+"""Version of the files of :meth:`Packed.save`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """An N:M-sparse matrix: N values of every group of M columns and their places in it.
+
+    ``values`` is (rows, columns N / M), float32, or uint16 with the bits of bfloat16; ``places`` has the same shape,
+    uint8 below M. A group with fewer than N weights is filled up with zeros.
+    """
+
+    values: npt.NDArray[np.float32] | npt.NDArray[np.uint16]
+    places: npt.NDArray[np.uint8]
+    columns: int
+    pattern: Pattern
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the unpacked matrix."""
+        return self.values.shape[0], self.columns
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]:
+        """Of the weights."""
+        return "bfloat16" if self.values.dtype == np.uint16 else "float32"
+
+    @cached_property
+    def wide(self) -> npt.NDArray[np.float32]:
+        """The values in float32, exactly."""
+        if self.values.dtype == np.uint16:
+            return (self.values.astype(np.uint32) << 16).view(np.float32)
+        return self.values.astype(np.float32, copy=False)
+
+    def unpack(self) -> npt.NDArray[np.float32]:
+        """The (rows, columns) matrix, exactly; bfloat16 comes back as float32, entries not kept as +0.0."""
+        return _native.unpack_weights(self.wide, self.places, self.columns, self.pattern.keep, self.pattern.group)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file; the places take ceil(log2 M) bits each. ``path`` is whole or as it was before."""
+        bits = np.unpackbits(self.places[..., None], axis=-1, bitorder="little", count=_place_bits(self.pattern))
+        tensors = {"values": self.values, "places": np.packbits(bits.ravel(), bitorder="little")}
+        metadata = {
+            "format": FORMAT,
+            "pattern": str(self.pattern),
+            "shape": f"{self.shape[0]} {self.shape[1]}",
+            "dtype": self.dtype,
+        }
+        with atomic(path) as temporary:
+            safetensors.numpy.save_file(tensors, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Packed:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: if the file is something else, or damaged; it names the file.
+        """
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ValueError(f"format {metadata.get('format')!r} is not {FORMAT!r}")
+                values, places = file.get_tensor("values"), file.get_tensor("places")
+            pattern = Pattern(metadata["pattern"])
+            rows, columns = (int(length) for length in metadata["shape"].split())
+            return cls(*_checked(values, places, rows, columns, pattern), columns, pattern)
+        except (ValueError, KeyError, safetensors.SafetensorError) as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+def _place_bits(pattern: Pattern) -> int:
+    return (pattern.group - 1).bit_length()
+
+
+def _checked(
+    values: npt.NDArray[Any], packed: npt.NDArray[Any], rows: int, columns: int, pattern: Pattern
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+    """The values and the places of a file, if they fit together."""
+    shape = (rows, columns // pattern.group * pattern.keep)
+    width = _place_bits(pattern)
+    if columns % pattern.group or values.shape != shape or packed.shape != (-(-values.size * width // 8),):
+        raise ValueError(f"values {values.shape} and places {packed.shape} are no {pattern} of {rows} x {columns}")
+    if values.dtype not in (np.float32, np.uint16) or packed.dtype != np.uint8:
+        raise ValueError(f"values {values.dtype} and places {packed.dtype} are not float32 or uint16, and uint8")
+    bits = np.unpackbits(packed, count=values.size * width, bitorder="little").reshape(*shape, width)
+    places = np.packbits(bits, axis=-1, bitorder="little")[..., 0]
+    if places.size and places.max() >= pattern.group:
+        raise ValueError(f"place {places.max()} is outside its group of {pattern.group}")
+    return values, places
+
+
+def pack(W: Any, pattern: str | tuple[int, int] | Pattern, *, mask: Any = None) -> Packed:
+    """Store an N:M-sparse matrix without its zeros; nothing is rounded.
+
+    Args:
+        W: (rows, columns), float32 or bfloat16 (torch or ml_dtypes), at most N of every M consecutive columns not zero.
+        pattern: N:M; M must divide the columns.
+        mask: (rows, columns) bool: store the weights under it and take all others for zero.
+
+    Raises:
+        ValueError: at the first group that breaks the pattern, named by row and group; for NaN or infinity.
+        TypeError: for another dtype.
+
+    Example:
+        >>> packed = pack(np.array([[0, 5, 0, 7]], dtype=np.float32), "2:4")
+        >>> packed.values, packed.places
+        (array([[5., 7.]], dtype=float32), array([[1, 3]], dtype=uint8))
+    """
+    wanted = Pattern(pattern)
+    kind = _kind(W, "W")
+    weight = np.ascontiguousarray(to_numpy(W, "W", ndim=2))
+    kept = None
+    if mask is not None:
+        kept = np.ascontiguousarray(mask.detach().cpu() if _is_torch(mask) else mask)
+        if kept.dtype != np.bool_:
+            raise TypeError(f"mask: dtype {kept.dtype} is not bool")
+        if kept.shape != weight.shape:
+            raise ValueError(f"mask: shape {kept.shape} is not that of W, {weight.shape}")
+    values, places = _native.pack_weights(weight, wanted.keep, wanted.group, kept)
+    stored = (values.view(np.uint32) >> 16).astype(np.uint16) if kind == "bfloat16" else values
+    return Packed(stored, places, weight.shape[1], wanted)
+
+
+def nm_linear(
+    packed: Packed,
+    X: Any,
+    *,
+    bias: Any = None,
+    activation: Literal["gelu", "relu"] | None = None,
+    threads: int | None = None,
+) -> Any:
+    """``activation(X W' + bias)`` for packed N:M weights.
+
+    Products are taken in the dtype of the weights (for bfloat16 weights the inputs are rounded to it), sums in float32.
+    Where a weight is not kept, NaN and infinities of the input do not reach the output. No gradient is recorded.
+
+    Args:
+        packed: (R, C) weights from :func:`pack`.
+        X: (T, C), float32 or bfloat16, numpy, ml_dtypes or a torch CPU tensor; T may be 0.
+        bias: (R,), floating point.
+        activation: ``"gelu"`` (with the error function, to 2e-7), ``"relu"`` or None.
+        threads: None for all; the result does not depend on it.
+
+    Returns:
+        (T, R), of the kind and dtype of X.
+
+    Raises:
+        ValueError: for shapes that do not fit or another activation.
+        TypeError: for another dtype, or a tensor that is not on the CPU.
+
+    Example:
+        >>> packed = pack(np.array([[0, 5, 0, 7]], dtype=np.float32), "2:4")
+        >>> nm_linear(packed, np.ones((2, 4), dtype=np.float32), bias=np.array([0.5]))
+        array([[12.5],
+               [12.5]], dtype=float32)
+    """
+    kind = _kind(X, "X")
+    tokens = _any_size(X, "X")
+    if tokens.ndim != 2 or tokens.shape[1] != packed.columns:
+        raise ValueError(f"X: shape {tokens.shape}, wanted (T, {packed.columns})")
+    shift = None if bias is None else np.ascontiguousarray(to_numpy(bias, "bias", ndim=1), dtype=np.float32)
+    if shift is not None and len(shift) != packed.shape[0]:
+        raise ValueError(f"bias: {len(shift)} values, wanted {packed.shape[0]}, one per row of the weights")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads: {threads} is below 1")
+    pattern = (packed.pattern.keep, packed.pattern.group)
+    half = packed.dtype == "bfloat16" and kind == "float32"
+    out = _native.nm_linear(packed.wide, packed.places, tokens, pattern, shift, activation, half, threads)
+    if _is_torch(X):
+        return sys.modules["torch"].from_numpy(out).to(X.dtype)
+    return out.astype(X.dtype, copy=False)
+
+
+def _kind(value: Any, name: str) -> Literal["float32", "bfloat16"]:
+    """The dtype of an array or tensor, if it is one of the two."""
+    kind = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+    if kind == "float32":
+        return "float32"
+    if kind == "bfloat16":
+        return "bfloat16"
+    raise TypeError(f"{name}: dtype {kind} is not float32 or bfloat16")
+
+
+def _any_size(value: Any, name: str) -> npt.NDArray[np.float32]:
+    """``value`` in float32, C-contiguous; unlike elsewhere it may be empty, and hold NaN and infinities."""
+    if 0 not in value.shape:
+        return np.ascontiguousarray(to_numpy(value, name, finite=False), dtype=np.float32)
+    return np.zeros(tuple(value.shape), dtype=np.float32)
+
+
+def _is_torch(value: Any) -> bool:
+    return type(value).__module__.startswith("torch")

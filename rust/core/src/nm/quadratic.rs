@@ -1,0 +1,358 @@
+//! Masks that minimise a quadratic cost of what is removed, exactly.
+
+use rayon::prelude::*;
+
+use super::Pattern;
+use super::select::Score;
+use crate::vector::{Kernel, widest};
+use crate::{Error, Result};
+
+/// Rows searched at once.
+const LANES: usize = 8;
+
+/// Patterns of a group that are still enumerated; 8:16 has 12 870, 12:24 would have 2.7 million.
+pub const MOST_PATTERNS: u64 = 1 << 20;
+
+type Lanes = [f64; LANES];
+
+/// A mask to stay close to.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// (rows x columns), true = kept.
+    pub mask: &'a [bool],
+    /// Weight of one differing entry, in units of the mean cost over all patterns of the same row and group.
+    pub weight: f64,
+}
+
+/// The N:M mask with the least removed energy r' C_g r in every row and group, where r are the removed weights.
+///
+/// `weight` is (rows x columns), row-major; `gram` is (columns / M, M, M), the second moments of each group's inputs; only
+/// its symmetric part matters, and it need not be positive. With a target the cost has `weight * mean_cost * h` added, where h
+/// is the number of entries of the group that differ from the target and `mean_cost` the mean of r' C_g r over all
+/// C(M, N) patterns. Every pattern is visited; of equal costs the one that keeps lower indices wins.
+///
+/// # Errors
+/// [`Error::Shape`] for sizes that do not fit; [`Error::NotAMultiple`] if M does not divide the columns;
+/// [`Error::Value`] if a group has more than [`MOST_PATTERNS`] patterns, or for a weight of the target that is not finite
+/// and >= 0.
+///
+/// # Examples
+/// ```
+/// use mpcore_core::nm::{Pattern, quadratic::quadratic_mask};
+/// // The two inputs cancel: removing both of the first two weights costs nothing.
+/// let gram = [1.0, -1.0, 0.0, -1.0, 1.0, 0.0, 0.0, 0.0, 0.5];
+/// let mask = quadratic_mask(&[1.0f64, 1.0, 1.0], 3, &gram, Pattern::new(1, 3)?, None)?;
+/// assert_eq!(mask, [false, false, true]);
+/// # Ok::<(), mpcore_core::Error>(())
+/// ```
+pub fn quadratic_mask<T: Score>(
+    weight: &[T],
+    columns: usize,
+    gram: &[f64],
+    pattern: Pattern,
+    target: Option<Target<'_>>,
+) -> Result<Vec<bool>> {
+    let groups = pattern.groups(columns, "W")?;
+    check(weight.len(), columns, gram.len(), pattern, target)?;
+    let group = pattern.group();
+    let mut mask = vec![false; weight.len()];
+    if columns == 0 {
+        return Ok(mask);
+    }
+    mask.par_chunks_mut(columns * LANES)
+        .enumerate()
+        .for_each(|(block, mask)| {
+            let rows = mask.len() / columns;
+            for index in 0..groups {
+                let at = |lane: usize| (block * LANES + lane) * columns + index * group;
+                let gram = &gram[index * group * group..][..group * group];
+                let mut search = Search::new(pattern);
+                for lane in 0..rows {
+                    let weights = &weight[at(lane)..][..group];
+                    let target = target.map(|t| (&t.mask[at(lane)..][..group], t.weight));
+                    search.load(lane, weights, gram, target);
+                }
+                let removed = widest(&mut search);
+                for (lane, row) in mask.chunks_exact_mut(columns).enumerate() {
+                    for (place, kept) in row[index * group..][..group].iter_mut().enumerate() {
+                        *kept = removed[lane] >> place & 1 == 0;
+                    }
+                }
+            }
+        });
+    Ok(mask)
+}
+
+fn check(
+    weights: usize,
+    columns: usize,
+    gram: usize,
+    pattern: Pattern,
+    target: Option<Target<'_>>,
+) -> Result<()> {
+    let shape = |name, got, wanted| Err(Error::Shape { name, got, wanted });
+    if columns > 0 && !weights.is_multiple_of(columns) {
+        return shape("W", weights, format!("rows of {columns} columns"));
+    }
+    if gram != columns * pattern.group() {
+        return shape(
+            "gram",
+            gram,
+            format!("{} groups of M x M", columns / pattern.group()),
+        );
+    }
+    if let Some(target) = target {
+        if target.mask.len() != weights {
+            return shape("target", target.mask.len(), format!("{weights} entries"));
+        }
+        if !(0.0..f64::INFINITY).contains(&target.weight) {
+            return Err(Error::Value {
+                name: "target_weight",
+                got: target.weight,
+                wanted: "finite and >= 0",
+            });
+        }
+    }
+    let patterns = binomial(pattern.group(), pattern.keep());
+    if patterns > MOST_PATTERNS {
+        return Err(Error::Value {
+            name: "pattern",
+            got: patterns as f64,
+            wanted: "a number of masks per group up to 2^20, all of which are visited",
+        });
+    }
+    Ok(())
+}
+
+/// M over N; at most 32 over 16, which fits.
+fn binomial(m: usize, n: usize) -> u64 {
+    (0..n as u64).fold(1, |value, k| value * (m as u64 - k) / (k + 1))
+}
+
+/// Enumeration of the removed sets of one group, `LANES` rows at once.
+///
+/// With A_ij = w_i C_ij w_j the cost of a set is the sum of A over it. Sets are built in falling order of their members: with
+/// `gain[j]` = A_jj + 2 sum of A_ij over the members so far, adding j costs `gain[j]`, and one level further down
+/// `gain[i]` grows by 2 A_ij. The last level is one addition and one comparison a set.
+struct Search {
+    keep: usize,
+    group: usize,
+    /// A, doubled off the diagonal: `cross[i * group + j]`.
+    cross: Vec<Lanes>,
+    /// `gain` of every depth: `gain[depth * group + j]`.
+    gain: Vec<Lanes>,
+}
+
+impl Search {
+    fn new(pattern: Pattern) -> Self {
+        let (keep, group) = (pattern.keep(), pattern.group());
+        Self {
+            keep,
+            group,
+            cross: vec![[0.0; LANES]; group * group],
+            gain: vec![[0.0; LANES]; (group - keep + 1) * group],
+        }
+    }
+
+    /// Put the costs of one row into a lane.
+    fn load<T: Score>(
+        &mut self,
+        lane: usize,
+        weights: &[T],
+        gram: &[f64],
+        target: Option<(&[bool], f64)>,
+    ) {
+        let group = self.group;
+        let (mut diagonal, mut rest) = (0.0, 0.0);
+        for i in 0..group {
+            let wi: f64 = weights[i].into();
+            for j in 0..group {
+                let wj: f64 = weights[j].into();
+                let value = wi * wj * (gram[i * group + j] + gram[j * group + i]) / 2.0;
+                self.cross[i * group + j][lane] = 2.0 * value;
+                if i == j {
+                    self.gain[j][lane] = value;
+                    diagonal += value;
+                } else {
+                    rest += value;
+                }
+            }
+        }
+        if let Some((mask, weight)) = target {
+            let (m, k) = (group as f64, (group - self.keep) as f64);
+            let mean = k / m * (diagonal + (k - 1.0) / (m - 1.0) * rest);
+            for (gain, &kept) in self.gain.iter_mut().zip(mask) {
+                gain[lane] += if kept { weight * mean } else { -weight * mean };
+            }
+        }
+    }
+}
+
+impl Kernel for &mut Search {
+    /// The removed set of every lane, as bits.
+    type Output = [u64; LANES];
+
+    #[expect(
+        clippy::inline_always,
+        reason = "takes on the caller's instruction set"
+    )]
+    #[inline(always)]
+    fn run(self) -> [u64; LANES] {
+        let (group, last) = (self.group, self.group - self.keep - 1);
+        let (mut best, mut found) = ([f64::INFINITY; LANES], [0u64; LANES]);
+        let mut cost = vec![[0.0; LANES]; last + 1];
+        // member[d]: the member chosen at depth d; below[d]: the next one to try there, plus one.
+        let (mut member, mut below) = (vec![0; last + 1], vec![0; last + 1]);
+        let (mut depth, mut bits) = (0, 0u64);
+        below[0] = group;
+        loop {
+            if depth == last {
+                let gains = &self.gain[depth * group..][..below[depth]];
+                for (j, gain) in gains.iter().enumerate().rev() {
+                    let set = bits | 1 << j;
+                    for lane in 0..LANES {
+                        let total = cost[depth][lane] + gain[lane];
+                        let better = total < best[lane];
+                        best[lane] = if better { total } else { best[lane] };
+                        found[lane] = if better { set } else { found[lane] };
+                    }
+                }
+            } else if below[depth] > last - depth {
+                let j = below[depth] - 1;
+                (member[depth], below[depth]) = (j, j);
+                bits |= 1 << j;
+                let (here, next) = self.gain.split_at_mut((depth + 1) * group);
+                let here = &here[depth * group..];
+                for lane in 0..LANES {
+                    cost[depth + 1][lane] = cost[depth][lane] + here[j][lane];
+                }
+                let cross = &self.cross[j * group..][..j];
+                for ((next, here), cross) in next.iter_mut().zip(here).zip(cross) {
+                    for lane in 0..LANES {
+                        next[lane] = here[lane] + cross[lane];
+                    }
+                }
+                depth += 1;
+                below[depth] = j;
+                continue;
+            }
+            if depth == 0 {
+                return found;
+            }
+            depth -= 1;
+            bits &= !(1 << member[depth]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn cost(removed: u64, weights: &[f64], gram: &[f64]) -> f64 {
+        let m = weights.len();
+        (0..m)
+            .flat_map(|i| (0..m).map(move |j| (i, j)))
+            .filter(|(i, j)| removed >> i & removed >> j & 1 == 1)
+            .map(|(i, j)| weights[i] * weights[j] * gram[i * m + j])
+            .sum()
+    }
+
+    /// Least cost over all patterns, by counting through all bit sets.
+    fn slow(
+        weights: &[f64],
+        gram: &[f64],
+        pattern: Pattern,
+        target: Option<(&[bool], f64)>,
+    ) -> f64 {
+        let (m, k) = (pattern.group(), (pattern.group() - pattern.keep()) as u32);
+        let sets: Vec<u64> = (0..1u64 << m).filter(|set| set.count_ones() == k).collect();
+        let mean = sets
+            .iter()
+            .map(|&set| cost(set, weights, gram))
+            .sum::<f64>()
+            / sets.len() as f64;
+        sets.iter()
+            .map(|&set| cost(set, weights, gram) + distance(set, target) * mean)
+            .fold(f64::INFINITY, f64::min)
+    }
+
+    /// Weighted Hamming distance of the kept set to the target.
+    fn distance(removed: u64, target: Option<(&[bool], f64)>) -> f64 {
+        target.map_or(0.0, |(mask, weight)| {
+            let differ = |(i, &kept): (usize, &bool)| kept == (removed >> i & 1 == 1);
+            weight * mask.iter().enumerate().filter(|&v| differ(v)).count() as f64
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_pattern_costs_less(
+            (keep, extra, rows, groups) in (1usize..5, 1usize..5, 1usize..12, 1usize..4),
+            values in prop::collection::vec(-1.0f64..1.0, 700),
+            bits in prop::collection::vec(any::<bool>(), 300),
+            weight in prop::option::of(0.0f64..2.0),
+        ) {
+            let pattern = Pattern::new(keep, keep + extra).unwrap();
+            let (m, columns) = (pattern.group(), pattern.group() * groups);
+            let weights: Vec<f64> = (0..rows * columns).map(|i| values[i % 300]).collect();
+            let gram: Vec<f64> = (0..groups * m * m).map(|i| values[300 + i]).collect();
+            let goal: Vec<bool> = (0..rows * columns).map(|i| bits[i % 300]).collect();
+            let target = weight.map(|weight| Target { mask: &goal, weight });
+            let mask = quadratic_mask(&weights, columns, &gram, pattern, target).unwrap();
+            for row in 0..rows {
+                for index in 0..groups {
+                    let part = row * columns + index * m..row * columns + (index + 1) * m;
+                    let removed = (0..m).map(|i| u64::from(!mask[part.start + i]) << i).sum::<u64>();
+                    prop_assert_eq!(removed.count_ones() as usize, extra);
+                    let (w, c) = (&weights[part.clone()], &gram[index * m * m..][..m * m]);
+                    let goal = weight.map(|weight| (&goal[part.clone()], weight));
+                    let best = slow(w, c, pattern, goal);
+                    let mean = slow_mean(w, c, pattern);
+                    let found = cost(removed, w, c) + distance(removed, goal) * mean;
+                    prop_assert!((found - best).abs() < 1e-9, "{found} against {best}");
+                }
+            }
+        }
+    }
+
+    fn slow_mean(weights: &[f64], gram: &[f64], pattern: Pattern) -> f64 {
+        let (m, k) = (pattern.group(), (pattern.group() - pattern.keep()) as u32);
+        let sets: Vec<u64> = (0..1u64 << m).filter(|set| set.count_ones() == k).collect();
+        sets.iter()
+            .map(|&set| cost(set, weights, gram))
+            .sum::<f64>()
+            / sets.len() as f64
+    }
+
+    #[test]
+    fn equal_costs_keep_the_lower_indices() {
+        let mask = quadratic_mask(
+            &[0.0f32; 8],
+            8,
+            &[1.0; 64],
+            Pattern::new(3, 8).unwrap(),
+            None,
+        );
+        let wanted = [true, true, true, false, false, false, false, false];
+        assert_eq!(mask.unwrap(), wanted);
+    }
+
+    #[test]
+    fn a_pattern_with_too_many_masks_is_refused() {
+        let found = quadratic_mask(
+            &[0.0f32; 32],
+            32,
+            &[0.0; 1024],
+            Pattern::new(16, 32).unwrap(),
+            None,
+        );
+        assert!(
+            found
+                .unwrap_err()
+                .to_string()
+                .starts_with("pattern: 601080390 is not")
+        );
+    }
+}

@@ -1,0 +1,3 @@
+//! Products with N:M-sparse weights.
+
+pub mod linear;

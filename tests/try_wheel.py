@@ -1,0 +1,54 @@
+"""Install a wheel, with its dependencies but without torch, into every CPython >= 3.10 found here, and use it.
+
+Usage: ``python tests/try_wheel.py dist/mpcore-*.whl``; needs uv. Interpreters are looked for by uv and below pyenv's
+folder.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+USE = """
+import sys, numpy, mpcore
+fit = mpcore.fit_edge(numpy.random.default_rng(0).standard_normal((64, 256)))
+assert 20 < fit.edge < 28 and fit.n_spikes == 0, fit
+assert "torch" not in sys.modules
+try:
+    mpcore.prune
+except ImportError as error:
+    assert "mpcore[torch]" in str(error), error
+print(f"CPython {sys.version.split()[0]}, numpy {numpy.__version__}: edge {fit.edge:.3f}")
+"""
+
+
+def interpreters() -> dict[str, str]:
+    """Minor version -> path of one interpreter of it."""
+    command = ["uv", "python", "list", "--only-installed", "--output-format", "json"]
+    listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found = {entry["version"]: entry["path"] for entry in listed if entry["implementation"] == "cpython"}
+    root = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
+    found |= {Path(path).parents[1].name: path for path in glob.glob(f"{root}/versions/3.*/bin/python")}
+    minors = {version.split(".")[1]: path for version, path in sorted(found.items())}
+    return {f"3.{minor}": path for minor, path in minors.items() if int(minor) >= 10}
+
+
+def main(wheel: str) -> int:
+    """Number of interpreters on which the wheel fails."""
+    failed = 0
+    for path in interpreters().values():
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["uv", "venv", "--quiet", "--python", path, folder], check=True)
+            python = f"{folder}/bin/python"
+            subprocess.run(["uv", "pip", "install", "--quiet", "--python", python, wheel], check=True)
+            failed += subprocess.run([python, "-c", USE], cwd=folder).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
