@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 
 mod certify;
 mod compensate;
+mod edge;
 mod error;
 mod masks;
 mod permute;
@@ -13,6 +14,7 @@ mod spectra;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    edge::register(module)?;
     spectra::register(module)?;
     certify::register(module)?;
     compensate::register(module)?;
