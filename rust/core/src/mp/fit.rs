@@ -212,7 +212,21 @@ pub fn energy(spectrum: &Spectrum, start: &Fit, quantile: f64, most: usize) -> F
         seen.push(spikes);
         fit.spikes = spikes;
     }
+    while let Some(fewer) = without_last(spectrum, &fit, quantile) {
+        fit = fewer;
+    }
     fit
+}
+
+/// The fit with one spike fewer, if the smallest spike does not stand out of it: counting a value as a spike lowers the
+/// variance, so that one that was counted by chance would confirm itself.
+fn without_last(spectrum: &Spectrum, fit: &Fit, quantile: f64) -> Option<Fit> {
+    let mut fewer = Fit {
+        spikes: fit.spikes.checked_sub(1)?,
+        ..*fit
+    };
+    fewer.sigma_sq = energy_variance(spectrum, &fewer);
+    (spectrum.top(fit.spikes)[0] <= spectrum.threshold(&fewer, quantile)).then_some(fewer)
 }
 
 /// The variance that solves the energy equation for the spikes of `fit`, by fixed-point iteration.

@@ -33,9 +33,13 @@ const FEWEST: usize = 12;
 pub fn search(spectrum: &Spectrum, quantile: f64, most: usize) -> FreeEdge {
     let most = most.min(spectrum.p().saturating_sub(2));
     let mut best: Option<(f64, FreeEdge)> = None;
+    let mut wanted_more = false;
     for spikes in 0..=most {
         let fit = at(spectrum, quantile, spikes);
-        if fit.good && fit.edge.spikes == spikes {
+        // One spike fewer asked for more, this many for fewer: a value at the very threshold.
+        let crossed = wanted_more && fit.edge.spikes < spikes;
+        wanted_more = fit.good && fit.edge.spikes > spikes;
+        if fit.good && (fit.edge.spikes == spikes || crossed) {
             return FreeEdge {
                 settled: true,
                 ..fit.edge
@@ -100,12 +104,12 @@ fn at(spectrum: &Spectrum, quantile: f64, spikes: usize) -> Candidate {
         spikes
     };
     // Simulated on noise (P = 32 to 2048, gamma = 1/4 to 1): the standard deviation of L is 1.4, 0.9, 0.65 units for
-    // 12, 61, 245 points, and 99 % of the residuals lie below 0.88, 0.44, 0.29 units.
+    // 12, 61, 245 points (intervals need a little more: the unit is fitted too), and 99 % of the residuals lie below 0.88, 0.44, 0.29 units.
     Candidate {
         edge: FreeEdge {
             edge,
             unit: unit.max(0.0),
-            error: (0.5 + 3.2 / root) * unit.max(0.0),
+            error: (0.45 + 4.0 / root) * unit.max(0.0),
             spikes: found,
             settled: false,
         },
