@@ -1,5 +1,10 @@
 //! The Marchenko-Pastur law and the edge.
 
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands arguments over by value"
+)]
+
 use mpcore_core::linalg::dense::Real;
 use mpcore_core::linalg::survey::Kurtosis;
 use mpcore_core::mp::edge::{self, Model, Question};

@@ -1,5 +1,10 @@
 //! Singular values, leading triplets, and what else is read off a matrix.
 
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands arguments over by value"
+)]
+
 use mpcore_core::linalg::dense::Real;
 use mpcore_core::linalg::rsvd::{self, Request};
 use mpcore_core::linalg::survey;
