@@ -20,6 +20,13 @@ from mpcore.records import Pattern as Pattern
 from mpcore.sparse import Packed as Packed
 from mpcore.sparse import nm_linear as nm_linear
 from mpcore.sparse import pack as pack
+from mpcore.spectra import EdgeFit as EdgeFit
+from mpcore.spectra import SpectraReport as SpectraReport
+from mpcore.spectra import fit_edge as fit_edge
+from mpcore.spectra import fit_edges as fit_edges
+from mpcore.spectra import mp as mp
+from mpcore.spectra import svd as svd
+from mpcore.spectra import svdvals as svdvals
 from mpcore.verify import verify as verify
 
 if TYPE_CHECKING:

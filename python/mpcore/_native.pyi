@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -86,3 +88,65 @@ def nm_linear(
     bfloat16: bool,
     threads: int | None,
 ) -> npt.NDArray[np.float32]: ...
+
+# spectra
+
+def singular_values_f32(
+    w: npt.NDArray[np.float32], bulk: bool, threads: int | None = None
+) -> npt.NDArray[np.float64]: ...
+def singular_values_f64(
+    w: npt.NDArray[np.float64], bulk: bool, threads: int | None = None
+) -> npt.NDArray[np.float64]: ...
+def survey_f32(
+    w: npt.NDArray[np.float32], threads: int | None = None
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], float]: ...
+def survey_f64(
+    w: npt.NDArray[np.float64], threads: int | None = None
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], float]: ...
+def sinkhorn_f32(
+    w: npt.NDArray[np.float32], sides: str, threads: int | None = None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
+def sinkhorn_f64(
+    w: npt.NDArray[np.float64], sides: str, threads: int | None = None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
+def lanczos_edge_f32(
+    w: npt.NDArray[np.float32],
+    *,
+    alpha: float,
+    k_max: int | None,
+    seed: int,
+    kurtosis: float,
+    threads: int | None = None,
+) -> tuple[dict[str, Any] | None, str]: ...
+def lanczos_edge_f64(
+    w: npt.NDArray[np.float64],
+    *,
+    alpha: float,
+    k_max: int | None,
+    seed: int,
+    kurtosis: float,
+    threads: int | None = None,
+) -> tuple[dict[str, Any] | None, str]: ...
+def top_svd(
+    w: npt.NDArray[np.float64], k: int, tol: float, fast: bool, seed: int, threads: int | None = None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], int]: ...
+def find_edge(
+    values: npt.NDArray[np.float64],
+    n: int,
+    *,
+    model: str,
+    alpha: float,
+    bema: tuple[float, float] | None,
+    profile: float | None,
+    k_max: int | None,
+    n_boot: int,
+    seed: int,
+    kurtosis: float,
+    eps: float,
+    threads: int | None,
+) -> dict[str, Any]: ...
+def profile_edge(rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]) -> float: ...
+def mp_law(
+    what: str, x: npt.NDArray[np.float64], gamma: npt.NDArray[np.float64], sigma_sq: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]: ...
+def tracy_widom_law(what: str, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]: ...

@@ -321,4 +321,3 @@ class _Stages:
             files=hashes(self.folder.path),
             versions=versions,
         ).write(self.folder.path / MANIFEST)
-

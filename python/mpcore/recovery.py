@@ -22,7 +22,7 @@ from mpcore.models.distill import DistillRun, DistillSettings, train_student
 from mpcore.models.evaluate import evaluate
 from mpcore.models.export import load, save_model
 from mpcore.pipeline import PruneRun
-from mpcore.records import Certificate, EvalTable, Manifest
+from mpcore.records import EvalTable, Manifest
 
 
 def distill(
@@ -40,8 +40,8 @@ def distill(
 ) -> DistillRun:
     """Let the pruned model learn the dense one's answers; its masks are held at every step.
 
-    Writes student.safetensors and train.jsonl into the run's folder and renews certificate.json (now about the
-    student, on the first training samples), eval.json and manifest.json. The same call resumes an interrupted training.
+    Writes student.safetensors, train.jsonl and certificate-student.json (measured on the first training samples) into
+    the run's folder and renews eval.json and manifest.json. The same call resumes an interrupted training.
 
     Args:
         run: a PruneRun, or the folder of one.
@@ -80,13 +80,13 @@ def distill(
 
 def _certify(folder: Path, dense: nn.Module, pruned: nn.Module, student: nn.Module, train: Iterable[Any]) -> None:
     """Certificate of the student in two steps, pruning and distillation, on the first samples of the first epoch."""
-    samples = Manifest.read(folder / MANIFEST).recipe["certify_samples"]
+    manifest = Manifest.read(folder / MANIFEST)
+    samples = manifest.recipe["certify_samples"]
     if callable(choose := getattr(train, "set_epoch", None)):
         choose(0)
     trail = LogitTrail(dense, list(islice(iter(train), samples)), samples)
     trail.step("pruning", pruned)
     trail.step("distillation", student)
-    before = Certificate.read(folder / "certificate.json")
     certificate = certify(
         trail.dense,
         trail.now,
@@ -94,9 +94,9 @@ def _certify(folder: Path, dense: nn.Module, pruned: nn.Module, student: nn.Modu
         labels=trail.labels,
         data_sha256=digest([inputs for inputs, _ in trail.batches]),
         model_sha256=sha256(folder / "student.safetensors"),
-        seed=before.seed,
+        seed=manifest.seed,
     )
-    certificate.write(folder / "certificate.json")
+    certificate.write(folder / "certificate-student.json")
 
 
 def _evaluate(folder: Path, models: dict[str, nn.Module], held_out: list[Any], *, progress: bool) -> None:

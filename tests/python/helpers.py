@@ -122,9 +122,9 @@ def _write_records(
     order = tuple(int(i) for i in rng.permutation(96))
     group = PermutedGroup(("blocks.0.mlp.fc2",), ("blocks.0.mlp.fc1",), order, 82.5, 80.0, 85.0, 84.0, 0.5, 2e-15)
     MaskPlan("activation", "admm", "asymmetric", (group,), layers).write(folder / "plan.json")
-    _certificate(rng, sha256(folder / ("student.safetensors" if student else "model.safetensors"))).write(
-        folder / "certificate.json"
-    )
+    _certificate(rng, sha256(folder / "model.safetensors")).write(folder / "certificate.json")
+    if student:
+        _certificate(rng, sha256(folder / "student.safetensors")).write(folder / "certificate-student.json")
     counts = {"dense": 338, "pruned": 322, "distilled": 335, "dense-continued": 339}
     rows = tuple(_evaluated(name, k, 360) for name, k in counts.items() if student or name in ("dense", "pruned"))
     EvalTable(rows, "360 held-out images").write(folder / "eval.json")

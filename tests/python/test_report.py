@@ -76,7 +76,7 @@ def test_the_page_loads_nothing_from_anywhere(page: Outline) -> None:
 
 
 def test_the_headline_figures_are_the_records(run: Path, page: Outline) -> None:
-    certificate, table = Certificate.read(run / "certificate.json"), EvalTable.read(run / "eval.json")
+    certificate, table = Certificate.read(run / "certificate-student.json"), EvalTable.read(run / "eval.json")
     distilled = next(row for row in table.rows if row.model == "distilled")
     assert percent(distilled.top1) in page.text
     assert f"{certificate.stable} of {certificate.samples} labels" in page.text

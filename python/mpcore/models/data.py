@@ -61,14 +61,14 @@ def load_data(
     path = Path(spec)
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"data: batch_size {batch_size} and limit {limit} must be at least 1")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
     if path.is_dir():
         count, take = _open_images(path, model)
     elif path.suffix in (".safetensors", ".npz"):
         count, take = _open_arrays(path)
-    elif path.exists():
-        raise ValueError(f"{path}: wanted a folder of images, or a .safetensors or .npz file with 'inputs'")
     else:
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        raise ValueError(f"{path}: wanted a folder of images, or a .safetensors or .npz file with 'inputs'")
     order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
     return Batches([int(i) for i in order[:limit]], batch_size, take)
 

@@ -107,7 +107,7 @@ def _accuracy_card(accuracy: dict[str, EvalReport]) -> Card | None:
 
 def _layer(run: RunRecords, layer: PlannedLayer) -> dict[str, Any]:
     worst = max((entry.mask_only_error for entry in run.plan.layers), default=0.0) or 1.0
-    steps = {entry.name: entry for entry in run.certificate.layers} if run.certificate is not None else {}
+    steps = {entry.name: entry for entry in run.steps.layers} if run.steps is not None else {}
     step = steps.get(layer.name)
     return {
         "plan": layer,

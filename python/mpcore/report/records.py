@@ -22,7 +22,8 @@ class RunRecords:
     inventory: LayerInventory
     budget: Budget
     plan: MaskPlan
-    certificate: Certificate | None
+    certificate: Certificate | None  # of the final model
+    steps: Certificate | None  # of the pruned model, layer by layer
     evaluation: EvalTable | None
     spectra: dict[str, EdgeFit]
     training: tuple[tuple[int, float], ...]  # (step, loss)
@@ -39,12 +40,14 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecords:
     for name in ("manifest.json", "inventory.json", "budget.json", "plan.json"):
         if not (root / name).is_file():
             raise FileNotFoundError(f"{root}: no finished run ({name} is missing)")
+    steps = _optional(Certificate, root / "certificate.json")
     return RunRecords(
         manifest=Manifest.read(root / "manifest.json"),
         inventory=LayerInventory.read(root / "inventory.json"),
         budget=Budget.read(root / "budget.json"),
         plan=MaskPlan.read(root / "plan.json"),
-        certificate=_optional(Certificate, root / "certificate.json"),
+        certificate=_optional(Certificate, root / "certificate-student.json") or steps,
+        steps=steps,
         evaluation=_optional(EvalTable, root / "eval.json"),
         spectra=_spectra(root / "spectra.json"),
         training=_training(root / "train.jsonl"),

@@ -44,6 +44,7 @@ def verify(folder: str | os.PathLike[str]) -> VerifyReport:
             check_weights(audit, name, masks if name != "dense.safetensors" else {})
         check_budget(audit, manifest)
         check_plan(audit, manifest, masks)
-        check_certificate(audit, manifest)
+        check_certificate(audit, manifest, "certificate.json", "model.safetensors")
+        check_certificate(audit, manifest, "certificate-student.json", "student.safetensors")
         check_evaluation(audit)
     return VerifyReport(ok=not audit.problems, problems=tuple(audit.problems), checked=dict(audit.checked))

@@ -78,48 +78,48 @@ def _check_order(audit: Audit, group: PermutedGroup) -> None:
         audit.expect(_close(group.efficacy, efficacy), f"efficacy {group.efficacy} is not {efficacy}", layer=name)
 
 
-def check_certificate(audit: Audit, manifest: Manifest) -> None:
-    """Recount stable labels and recompute the cross-entropy bound from the margins and logit changes."""
-    certificate = audit.record(Certificate, "certificate.json")
+def check_certificate(audit: Audit, manifest: Manifest, file: str, model: str) -> None:
+    """Recount stable labels and recompute the cross-entropy bound from the margins and logit changes in ``file``.
+
+    The certificate must be about the weights in ``model``.
+    """
+    certificate = audit.record(Certificate, file)
     if certificate is None:
         return
     audit.checked["samples"] += certificate.samples
-    _check_samples(audit, certificate)
-    models = [manifest.files[name] for name in ("student.safetensors", "model.safetensors") if name in manifest.files]
+    _check_samples(audit, certificate, file)
     if certificate.model_sha256:
         of = certificate.model_sha256[:16]
-        audit.expect(certificate.model_sha256 in models[:1], f"certificate.json is about another model ({of}...)")
+        audit.expect(certificate.model_sha256 == manifest.files.get(model), f"{file} is about another model ({of}...)")
     for layer in certificate.layers:
         audit.expect(0 <= layer.eta_mean <= layer.eta_max * (1 + 1e-9), "eta_mean is above eta_max", layer=layer.name)
 
 
-def _check_samples(audit: Audit, certificate: Certificate) -> None:
+def _check_samples(audit: Audit, certificate: Certificate, file: str) -> None:
     margin, eta, path = (np.asarray(v) for v in (certificate.margin, certificate.eta, certificate.eta_path))
     lengths = {"margin": margin.size, "eta": eta.size, "eta_path": path.size}
     for name, length in lengths.items():
-        audit.expect(length == certificate.samples, f"certificate.json: {length} of {certificate.samples} in {name}")
+        audit.expect(length == certificate.samples, f"{file}: {length} of {certificate.samples} in {name}")
     if set(lengths.values()) != {certificate.samples} or certificate.samples == 0:
         return
     claims = {"stable": (certificate.stable, eta), "stable_path": (certificate.stable_path, path)}
     for name, (claimed, change) in claims.items():
         counted = int(np.count_nonzero(margin > 2 * change))
-        audit.expect(claimed == counted, f"certificate.json: {name} is {claimed}, the margins give {counted}")
-    audit.expect(bool((eta >= 0).all() and (margin >= 0).all()), "certificate.json: a margin or change is negative")
+        audit.expect(claimed == counted, f"{file}: {name} is {claimed}, the margins give {counted}")
+    audit.expect(bool((eta >= 0).all() and (margin >= 0).all()), f"{file}: a margin or change is negative")
     audit.expect(
         certificate.stable <= certificate.unchanged <= certificate.samples,
-        f"certificate.json: unchanged is {certificate.unchanged}, stable {certificate.stable} of {certificate.samples}",
+        f"{file}: unchanged is {certificate.unchanged}, stable {certificate.stable} of {certificate.samples}",
     )
     bound = 2 * math.fsum(certificate.eta) / certificate.samples
-    audit.expect(
-        _close(certificate.ce_bound, bound), f"certificate.json: ce_bound {certificate.ce_bound} is not {bound}"
-    )
+    audit.expect(_close(certificate.ce_bound, bound), f"{file}: ce_bound {certificate.ce_bound} is not {bound}")
     if certificate.ce_change is not None:
         holds = abs(certificate.ce_change) <= bound * (1 + 1e-6) + 1e-9
-        audit.expect(holds, f"certificate.json: ce_change {certificate.ce_change} is beyond ce_bound {bound}")
+        audit.expect(holds, f"{file}: ce_change {certificate.ce_change} is beyond ce_bound {bound}")
     if certificate.accuracy_interval is not None and certificate.accuracy_pruned is not None:
         low, high = certificate.accuracy_interval
         holds = low - 1e-9 <= certificate.accuracy_pruned <= high + 1e-9
-        audit.expect(holds, f"certificate.json: accuracy {certificate.accuracy_pruned} is outside [{low}, {high}]")
+        audit.expect(holds, f"{file}: accuracy {certificate.accuracy_pruned} is outside [{low}, {high}]")
 
 
 def check_evaluation(audit: Audit) -> None:

@@ -11,7 +11,15 @@ from mpcore.verify.audit import Audit
 REQUIRED = ("inventory.json", "budget.json", "plan.json", "masks.safetensors", "model.safetensors")
 """Without these nothing can be said about a run."""
 
-OPTIONAL = ("spectra.json", "certificate.json", "eval.json", "dense.safetensors", "student.safetensors", "train.jsonl")
+OPTIONAL = (
+    "spectra.json",
+    "certificate.json",
+    "certificate-student.json",
+    "eval.json",
+    "dense.safetensors",
+    "student.safetensors",
+    "train.jsonl",
+)
 """Named in the manifest wherever they exist."""
 
 

@@ -8,10 +8,12 @@ mod error;
 mod masks;
 mod permute;
 mod sparse;
+mod spectra;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    spectra::register(module)?;
     certify::register(module)?;
     compensate::register(module)?;
     masks::register(module)?;

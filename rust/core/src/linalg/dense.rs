@@ -6,6 +6,7 @@
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
 use faer::linalg::evd::{self, ComputeEigenvectors};
+use faer::linalg::svd::{self, ComputeSvdVectors};
 use faer::linalg::triangular_inverse;
 use faer::{Accum, MatMut, MatRef, Par};
 use num_traits::Float;
@@ -121,6 +122,141 @@ pub fn invert_lower<T: Real>(l: &[T], n: usize) -> Vec<T> {
         Par::Seq,
     );
     inverse
+}
+
+/// C += A B' of row-major slices: `a` is (m x k), `b` is (n x k), `c` is (m x n).
+pub fn add_product_transposed<T: Real>(
+    c: &mut [T],
+    a: &[T],
+    b: &[T],
+    (m, k, n): (usize, usize, usize),
+) {
+    faer::linalg::matmul::matmul(
+        MatMut::from_row_major_slice_mut(c, m, n),
+        Accum::Add,
+        MatRef::from_row_major_slice(a, m, k),
+        MatRef::from_row_major_slice(b, n, k).transpose(),
+        num_traits::one::<T>(),
+        Par::Seq,
+    );
+}
+
+/// A B for the columns `first .. first + n` of a row-major `b` of `columns` columns; `a` is (m x k), the result (m x n).
+#[must_use]
+pub fn times_columns<T: Real>(
+    a: &[T],
+    b: &[T],
+    (m, k, n): (usize, usize, usize),
+    (first, columns): (usize, usize),
+) -> Vec<T> {
+    let mut c = vec![T::default(); m * n];
+    faer::linalg::matmul::matmul(
+        MatMut::from_row_major_slice_mut(&mut c, m, n),
+        Accum::Replace,
+        MatRef::from_row_major_slice(a, m, k),
+        MatRef::from_row_major_slice(b, k, columns).subcols(first, n),
+        num_traits::one::<T>(),
+        Par::Seq,
+    );
+    c
+}
+
+/// Diagonal and off-diagonal of a tridiagonal matrix orthogonally similar to the symmetric (n x n) `a`.
+///
+/// Only the lower triangle of `a` counts in column-major order, the upper one in row-major order; `a` is overwritten.
+#[must_use]
+pub fn tridiagonalise(a: &mut [f64], n: usize) -> (Vec<f64>, Vec<f64>) {
+    let mut reflectors = faer::Mat::<f64>::zeros(1, n.saturating_sub(1));
+    let mut memory = MemBuffer::new(evd::tridiag::tridiag_in_place_scratch::<f64>(
+        n,
+        Par::Seq,
+        faer::prelude::default(),
+    ));
+    let mut a = MatMut::from_column_major_slice_mut(a, n, n);
+    evd::tridiag::tridiag_in_place(
+        a.as_mut(),
+        reflectors.as_mut(),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        faer::prelude::default(),
+    );
+    let diagonal = (0..n).map(|i| a[(i, i)]).collect();
+    let beside = (1..n).map(|i| a[(i, i - 1)]).collect();
+    (diagonal, beside)
+}
+
+/// Diagonal and superdiagonal of a bidiagonal matrix with the singular values of the column-major (m x n) `a`, m >= n.
+///
+/// `a` is overwritten.
+#[must_use]
+pub fn bidiagonalise(a: &mut [f64], (m, n): (usize, usize)) -> (Vec<f64>, Vec<f64>) {
+    let mut left = faer::Mat::<f64>::zeros(1, n);
+    let mut right = faer::Mat::<f64>::zeros(1, n.saturating_sub(1));
+    let mut memory = MemBuffer::new(svd::bidiag::bidiag_in_place_scratch::<f64>(
+        m,
+        n,
+        Par::Seq,
+        faer::prelude::default(),
+    ));
+    let mut a = MatMut::from_column_major_slice_mut(a, m, n);
+    svd::bidiag::bidiag_in_place(
+        a.as_mut(),
+        left.as_mut(),
+        right.as_mut(),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        faer::prelude::default(),
+    );
+    let diagonal = (0..n).map(|i| a[(i, i)]).collect();
+    let above = (1..n).map(|i| a[(i - 1, i)]).collect();
+    (diagonal, above)
+}
+
+/// Thin singular value decomposition A = U diag(s) V' of a row-major (m x n) matrix; U is (m x r), V is (n x r), r = min(m, n).
+#[derive(Debug, Clone)]
+pub struct Svd {
+    /// Left vectors, row-major (m x r).
+    pub left: Vec<f64>,
+    /// Singular values, descending.
+    pub values: Vec<f64>,
+    /// Right vectors, row-major (n x r).
+    pub right: Vec<f64>,
+}
+
+/// Thin singular value decomposition of a row-major (m x n) matrix.
+///
+/// # Errors
+/// [`Error::Convergence`] if the iteration of faer fails.
+pub fn thin_svd(a: &[f64], (m, n): (usize, usize)) -> Result<Svd> {
+    let rank = m.min(n);
+    let (mut left, mut right) = (vec![0.0; m * rank], vec![0.0; n * rank]);
+    let mut values = vec![0.0; rank];
+    let mut memory = MemBuffer::new(svd::svd_scratch::<f64>(
+        m,
+        n,
+        ComputeSvdVectors::Thin,
+        ComputeSvdVectors::Thin,
+        Par::Seq,
+        faer::prelude::default(),
+    ));
+    svd::svd(
+        MatRef::from_row_major_slice(a, m, n),
+        faer::ColMut::from_slice_mut(&mut values).as_diagonal_mut(),
+        Some(MatMut::from_row_major_slice_mut(&mut left, m, rank)),
+        Some(MatMut::from_row_major_slice_mut(&mut right, n, rank)),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        faer::prelude::default(),
+    )
+    .map_err(|error| Error::Convergence {
+        routine: "thin_svd",
+        detail: format!("{error:?} at {m} x {n}"),
+    })?;
+    Ok(Svd {
+        left,
+        values,
+        right,
+    })
 }
 
 #[cfg(test)]

@@ -1,3 +1,10 @@
 //! Dense linear algebra: what faer offers, behind guards, and what it lacks.
 
 pub mod dense;
+pub(crate) mod krylov;
+pub(crate) mod orthogonal;
+pub(crate) mod reduce;
+pub mod rsvd;
+pub mod survey;
+pub mod tridiagonal;
+pub mod values;

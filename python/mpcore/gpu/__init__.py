@@ -1,0 +1,1 @@
+"""2:4 sparsity on NVIDIA GPUs: what this one can do, the sparse linear layer, fair timing. Imports torch."""

@@ -1,0 +1,191 @@
+"""How good a model is on a labelled set, and how far it is from its teacher, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mpcore.certify import wilson
+from mpcore.models.batches import forward, place, split
+from mpcore.progress import progress_bar
+from mpcore.records import EvalReport
+
+
+def evaluate(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    teacher: nn.Module | None = None,
+    name: str = "model",
+    progress: bool = False,
+) -> EvalReport:
+    """Accuracy, cross entropy and closeness to a teacher, in one pass over the data.
+
+    Both models see a batch in evaluation mode, one after the other, so a generator will do; their modes are restored.
+    Sums are kept in float64.
+
+    Args:
+        model: returns logits (n, classes).
+        data: batches ``(inputs, targets)`` or ``inputs``; targets (n,) are class numbers.
+        teacher: the model to agree with, usually the dense one; it may be ``model`` itself.
+        name: what the report calls the model.
+        progress: a bar on stderr.
+
+    Returns:
+        ``top1``, ``top5`` and ``nll`` are None without targets, ``agreement`` and ``kl`` = KL(teacher || model) in nats
+        per sample without a teacher; ``top5`` is None too where there are five classes or fewer.
+
+    Raises:
+        TypeError: if ``data`` is not an iterable of batches.
+        ValueError: for no data, logits that are NaN, infinite or not (n, classes), targets that are no class numbers,
+            or targets in some batches only. The message names model and batch.
+
+    Example:
+        >>> net = torch.nn.Linear(3, 2)
+        >>> report = evaluate(net, [(torch.randn(50, 3), torch.zeros(50, dtype=torch.long))], teacher=net)
+        >>> report.n, report.agreement, report.kl
+        (50, 1.0, 0.0)
+    """
+    sums = _Sums(name, compares=teacher is not None)
+    models = (model,) if teacher is None or teacher is model else (model, teacher)
+    with eval_mode(*models), progress_bar(progress, f"evaluate {name}", _length(data)) as advance:
+        for index, inputs, targets in _batches(data):
+            where = f"batch {index}"
+            student = _logits(model, inputs, f"model {name!r}, {where}")
+            reference = None
+            if teacher is not None:
+                reference = student if teacher is model else _logits(teacher, inputs, f"teacher, {where}")
+            sums.add(student, _checked(targets, student, where), reference, where)
+            advance("")
+    return sums.report()
+
+
+def logits(model: nn.Module, data: Iterable[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+    """The float32 logits (n, classes) of a model in evaluation mode, and the labels (n,), None without targets.
+
+    Raises:
+        TypeError, ValueError: as :func:`evaluate` does.
+    """
+    found: list[Tensor] = []
+    labels: list[Tensor | None] = []
+    with eval_mode(model):
+        for index, inputs, targets in _batches(data):
+            where = f"batch {index}"
+            found.append(_logits(model, inputs, f"model, {where}").float().cpu())
+            labels.append(_checked(targets, found[-1], where))
+            _same_kind(labels[0] is not None, labels[-1], where)
+    if not found:
+        raise ValueError("data: no batches")
+    known = [label for label in labels if label is not None]
+    return torch.cat(found).numpy(), torch.cat(known).cpu().numpy() if known else None
+
+
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients inside the block; afterwards every submodule is in the mode it was in."""
+    with keep_modes(*models), torch.inference_mode():
+        for model in models:
+            model.eval()
+        yield
+
+
+@contextmanager
+def keep_modes(*models: nn.Module) -> Iterator[None]:
+    """Whatever the block does to ``train()`` and ``eval()``, every submodule is afterwards in the mode it was in."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class _Sums:
+    """Running sums over the batches of one evaluation."""
+
+    def __init__(self, name: str, *, compares: bool) -> None:
+        self.name, self.compares = name, compares
+        self.n, self.labelled, self.classes = 0, False, 0
+        self.top1 = self.top5 = self.agree = 0
+        self.nll = self.kl = 0.0
+
+    def add(self, student: Tensor, targets: Tensor | None, teacher: Tensor | None, where: str) -> None:
+        if self.n == 0:
+            self.labelled, self.classes = targets is not None, student.shape[1]
+        _same_kind(self.labelled, targets, where)
+        self.n += len(student)
+        guess, log_p = student.argmax(1), student.double().log_softmax(1)
+        if targets is not None:
+            self.top1 += int((guess == targets).sum())
+            best = student.topk(min(5, student.shape[1]), dim=1).indices
+            self.top5 += int((best == targets[:, None]).any(1).sum())
+            self.nll -= float(log_p.gather(1, targets[:, None]).sum())
+        if teacher is not None:
+            if teacher.shape != student.shape:
+                raise ValueError(
+                    f"{where}: teacher's logits are {tuple(teacher.shape)}, model's {tuple(student.shape)}"
+                )
+            log_q = teacher.double().log_softmax(1)
+            self.agree += int((guess == teacher.argmax(1)).sum())
+            self.kl += float((log_q.exp() * (log_q - log_p)).sum())
+
+    def report(self) -> EvalReport:
+        if self.n == 0:
+            raise ValueError("data: no batches")
+        n, labelled, compares = self.n, self.labelled, self.compares
+        return EvalReport(
+            model=self.name,
+            n=n,
+            top1=self.top1 / n if labelled else None,
+            top1_ci=wilson(self.top1, n) if labelled else None,
+            top5=self.top5 / n if labelled and self.classes > 5 else None,
+            nll=self.nll / n if labelled else None,
+            agreement=self.agree / n if compares else None,
+            agreement_ci=wilson(self.agree, n) if compares else None,
+            kl=max(self.kl / n, 0.0) if compares else None,
+        )
+
+
+def _length(data: Any) -> int | None:
+    return len(data) if hasattr(data, "__len__") else None
+
+
+def _batches(data: Iterable[Any]) -> Iterator[tuple[int, Any, Tensor | None]]:
+    if isinstance(data, (Tensor, str, bytes)) or not hasattr(data, "__iter__"):
+        raise TypeError(f"data: {type(data).__name__} is not an iterable of batches; wrap one batch in a list")
+    for index, batch in enumerate(data):
+        yield index, *split(batch)
+
+
+def _logits(model: nn.Module, inputs: Any, where: str) -> Tensor:
+    output = forward(model, place(inputs, model))
+    if output.ndim != 2 or 0 in output.shape:
+        raise ValueError(f"{where}: logits of shape {tuple(output.shape)}, wanted (n, classes)")
+    if not bool(torch.isfinite(output).all()):
+        raise ValueError(f"{where}: logits hold NaN or infinity")
+    return output
+
+
+def _checked(targets: Tensor | None, student: Tensor, where: str) -> Tensor | None:
+    """Targets as class numbers beside ``student`` (n, classes)."""
+    if targets is None:
+        return None
+    if targets.shape != student.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ValueError(
+            f"{where}: targets are {targets.dtype} {tuple(targets.shape)}, wanted integers ({len(student)},)"
+        )
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= student.shape[1]:
+        worst = low if low < 0 else high
+        raise ValueError(f"{where}: target {worst} is not one of the {student.shape[1]} classes")
+    return targets.to(student.device, torch.int64)
+
+
+def _same_kind(labelled: bool, targets: Tensor | None, where: str) -> None:
+    if labelled != (targets is not None):
+        raise ValueError(f"{where}: some batches have targets and some have none")

@@ -1,0 +1,167 @@
+"""Weights of a run out and in: safetensors with exact zeros, and back into a model of the same architecture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mpcore.models.source import build_model
+from mpcore.records import Manifest, atomic
+
+FILES = {"student": "student.safetensors", "model": "model.safetensors", "dense": "dense.safetensors"}
+SHARED = "shared"
+"""Metadata key: a JSON object, alias -> the name a tensor is stored under."""
+
+
+def save_model(model: nn.Module, masks: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write the state dict of ``model``; every weight a mask prunes is stored as exactly +0.0.
+
+    Parameters that are one tensor under several names are stored once and named in the file's metadata.
+
+    Args:
+        model: on any device.
+        masks: layer name -> bool tensor in the weight's shape, true = kept.
+        path: the .safetensors file; written whole or not at all.
+
+    Raises:
+        ValueError: if a pruned weight is not zero, if a pruned layer shares its weight with another, or if the state
+            dict holds something that is not a tensor.
+    """
+    tensors, aliases = collect(model, masks)
+    metadata = {"format": "pt"} | ({SHARED: json.dumps(aliases)} if aliases else {})
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, which: str | None = None) -> nn.Module:
+    """A network of a finished run, in evaluation mode, with the weights and the channel order of the run.
+
+    Args:
+        folder: the run folder.
+        model: a module of the same architecture, which receives the weights; None builds it as the manifest says.
+        which: ``"student"``, ``"model"`` (pruned) or ``"dense"``; None takes the student where there is one, else the
+            pruned model.
+
+    Raises:
+        FileNotFoundError: if the folder holds no finished run, or not the network asked for.
+        ValueError: if the weights do not fit the model, naming the first that does not, or if the manifest does not
+            say how to build it.
+    """
+    root = Path(folder)
+    if not (root / "manifest.json").is_file():
+        raise FileNotFoundError(f"{root}: no finished run (manifest.json is missing)")
+    manifest = Manifest.read(root / "manifest.json")
+    if which is None:
+        which = "student" if FILES["student"] in manifest.files else "model"
+    if which not in FILES:
+        raise ValueError(f"which = {which!r} is not one of {', '.join(FILES)}")
+    file = root / FILES[which]
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: the run holds no such network")
+    if model is None:
+        if not manifest.source:
+            raise ValueError(f"{root}: the manifest does not say how to build the model; pass model=")
+        model = build_model(manifest.source)
+    return load_weights(model, file).eval()
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Give ``model`` the weights :func:`save_model` stored; names, shapes and dtypes must be the model's.
+
+    Raises:
+        ValueError: naming the file and the first tensor that is missing, unknown, or of another shape or dtype.
+    """
+    tensors, metadata = read(path)
+    return fill(model, tensors, metadata, path)
+
+
+def collect(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What is stored of a model: CPU copies with exact zeros, and alias -> stored name of shared tensors."""
+    state = _state(model)
+    layers = {f"{layer}.weight": layer for layer in masks}
+    aliases = {name: owner for name, owner in _owners(state).items() if name != owner}
+    for name, owner in aliases.items():
+        if pruned := {name, owner} & set(layers):
+            layer = layers[min(pruned)]
+            raise ValueError(f"layer {layer}: pruned, but {owner} and {name} are one tensor; untie them first")
+    tensors = {name: state[name].detach().cpu().clone().contiguous() for name in state if name not in aliases}
+    for name, layer in layers.items():
+        _zero(tensors[name], masks[layer], layer)
+    return tensors, aliases
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; a ValueError names a file that is none."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def fill(
+    model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], path: str | os.PathLike[str]
+) -> nn.Module:
+    """Load ``tensors`` and the aliases in ``metadata`` into ``model``, refusing anything that does not fit."""
+    stored = tensors | {alias: tensors[name] for alias, name in json.loads(metadata.get(SHARED, "{}")).items()}
+    wanted = _state(model)
+    for names, what in ((wanted.keys() - stored.keys(), "lacks"), (stored.keys() - wanted.keys(), "also holds")):
+        if names:
+            raise ValueError(f"{path}: {what} {min(names)!r}; it does not fit a {type(model).__name__}")
+    for name, tensor in stored.items():
+        own = wanted[name]
+        if tensor.shape != own.shape or tensor.dtype != own.dtype:
+            found, needed = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, own))
+            raise ValueError(f"{path}: {name!r} is {found}, the model wants {needed}")
+    model.load_state_dict(stored)
+    return model
+
+
+def state_sha256(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of a model's parameters and buffers."""
+    seal = hashlib.sha256()
+    for name, tensor in _state(model).items():
+        seal.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            seal.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return seal.hexdigest()
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    state: dict[str, Any] = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"state dict: {name!r} is a {type(value).__name__}, only tensors can be stored")
+    return state
+
+
+def _owners(state: dict[str, Tensor]) -> dict[str, str]:
+    """Name -> first name of the very same tensor (storage, offset, shape and strides)."""
+    first: dict[Any, str] = {}
+    owners = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+        owners[name] = first.setdefault(key, name)
+    return owners
+
+
+def _zero(weight: Tensor, mask: Tensor, layer: str) -> None:
+    """Make the pruned zeros +0.0; anything but a zero there is an error."""
+    mask = mask.cpu()
+    if mask.shape != weight.shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"layer {layer}: its mask is {mask.dtype} {tuple(mask.shape)}, wanted bool {tuple(weight.shape)}"
+        )
+    if wrong := int((weight[~mask] != 0).sum()):
+        raise ValueError(f"layer {layer}: {wrong} weights are not zero where the mask prunes")
+    weight.masked_fill_(~mask, 0.0)

@@ -1,0 +1,97 @@
+"""Everything a training needs to go on as if it had not stopped, in one file that is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mpcore.models.randomness import capture, restore
+from mpcore.records import FORMAT, atomic
+
+STATE, LOG = Path("progress") / "train.safetensors", "train.jsonl"
+
+
+class TrainState:
+    """``progress/train.safetensors`` in ``folder``: weights, optimizer moments, random generators, position.
+
+    ``identity`` is what an earlier state must agree on. With ``folder`` None nothing is kept.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        identity: dict[str, Any],
+    ) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.model, self.optimizer, self.identity = model, optimizer, identity
+        self.device = next(model.parameters()).device
+        self._generators: tuple[dict[str, Tensor], str] | None = None
+
+    def save(self, position: dict[str, Any]) -> None:
+        """Keep the present state, and the log that goes with it as train.jsonl."""
+        if self.folder is None:
+            return
+        numbers, words = capture(self.device)
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"generator.{name}": tensor for name, tensor in numbers.items()}
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entry.items()}
+        about = {"format": FORMAT, "identity": self.identity, "position": position, "generators": words}
+        with atomic(self.folder / STATE) as temporary:
+            # A copy of each: safetensors refuses tensors that share memory.
+            copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+            save_file(copies, temporary, metadata={"state": json.dumps(about)})
+        with atomic(self.folder / LOG) as temporary:
+            lines = (json.dumps(entry) + "\n" for entry in position["entries"])
+            temporary.write_text("".join(lines), encoding="utf-8")
+
+    def load(self) -> dict[str, Any] | None:
+        """Put weights and moments back and return the position, or None if there is no state.
+
+        Raises:
+            ValueError: if the state is of another training, naming what differs, or not readable.
+        """
+        path = None if self.folder is None else self.folder / STATE
+        if path is None or not path.exists():
+            return None
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                about = json.loads(file.metadata()["state"])
+            tensors = load_file(path)
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a state of a training ({error})") from None
+        self._check(path, about["identity"])
+        self.model.load_state_dict(_part(tensors, "model."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(tensors, "optimizer.").items():
+            index, _, key = name.partition(".")
+            moments.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self._generators = _part(tensors, "generator."), about["generators"]
+        position: dict[str, Any] = about["position"]
+        return position
+
+    def restore_generators(self) -> None:
+        """Put the random generators back to where the loaded state was saved."""
+        if self._generators is not None:
+            restore(*self._generators, self.device)
+
+    def _check(self, path: Path, found: dict[str, Any]) -> None:
+        for key in sorted({*found, *self.identity}):
+            if found.get(key) != self.identity.get(key):
+                difference = f"{key} was {found.get(key)!r}, now {self.identity.get(key)!r}"
+                raise ValueError(f"{path}: belongs to another training ({difference}); start again with resume=False")
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,252 @@
+"""Fit the edge of one matrix."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from mpcore import _native
+from mpcore.records import ConvergenceError, to_numpy
+from mpcore.spectra.edgefit import EdgeFit, GoodnessOfFit, Ranks, Spike
+from mpcore.spectra.values import all_values, native_matrix, svd
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BEMA = (0.2, 0.1)
+"""Trim and level of Ke, Ma and Lin."""
+PAPER = (0.25, 0.8)
+"""Trim and level of the pruning paper."""
+LARGE = 4096
+"""Shorter side above which ``method="auto"`` tries Lanczos first."""
+
+
+def fit_edge(
+    W: Any,
+    *,
+    method: str = "auto",
+    model: str = "auto",
+    alpha: float = 0.01,
+    whiten: str = "none",
+    k_max: int | None = None,
+    n_boot: int = 0,
+    seed: int = 0,
+    bema: bool = False,
+    paper: bool = False,
+    vectors: bool = False,
+    return_values: bool = False,
+    threads: int | None = None,
+) -> EdgeFit:
+    """Where the noise of W ends, and what stands out of it.
+
+    The variance of the noise comes from a robust fit of the bulk to Marchenko-Pastur quantiles, then from the bulk's
+    energy with what the spikes push out of it taken into account; the number of spikes from the Tracy-Widom law at the
+    sizes left without them. A goodness-of-fit test decides: if the law is accepted its edge is returned, otherwise a
+    non-parametric one from the square-root end of the bulk, together with a second opinion on the number of spikes
+    after whitening (variances that differ by row and column look like spikes; whitened they do not).
+
+    Args:
+        W: (rows, cols), float16, bfloat16, float32 or float64, numpy or torch CPU tensor or DLPack, any strides.
+        method: "exact" computes all singular values; "lanczos" a block Krylov space that checks itself and falls back
+            to exact with a warning; "auto" is exact up to 4096 values, Lanczos above.
+        model: "mp", "free", "whitened" (edge of noise with the row and column variances of W) or "auto".
+        alpha: level of the Tracy-Widom test for spikes, in (0, 1/2].
+        whiten: sides that the second opinion scales: "rows", "cols", "both", or "none": only where the law is rejected.
+        k_max: most spikes to look for; None: 60 % of the values.
+        n_boot: simulated spectra for the p-value and the interval of the variance; 0 uses calibrated formulas,
+            otherwise at least 100.
+        seed: of simulation and Lanczos.
+        bema: variance and threshold exactly as BEMA (Ke, Ma and Lin), ``edge`` being its threshold.
+        paper: BEMA with the pruning paper's trim 0.25 and level 0.8.
+        vectors: compute the spikes' vectors for ``participation_left`` and ``_right``.
+        return_values: keep the singular values in ``values`` (for :meth:`EdgeFit.plot`).
+        threads: None uses all cores; the result does not depend on it.
+
+    Raises:
+        TypeError: for element types other than floating point.
+        ValueError: for NaN, infinity, an empty, one-dimensional or all-zero matrix, or an argument out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> fit = fit_edge(np.random.default_rng(0).standard_normal((200, 800)))
+        >>> fit.n_spikes, fit.model_used, round(fit.edge / (200**0.5 + 800**0.5), 2)
+        (0, 'mp', 1.0)
+    """
+    _one_of("method", method, ("auto", "exact", "lanczos"))
+    _one_of("model", model, ("auto", "mp", "free", "whitened"))
+    _one_of("whiten", whiten, ("none", "rows", "cols", "both"))
+    matrix = _prepare(to_numpy(W, "W", ndim=2), threads)
+    rule = PAPER if paper else BEMA if bema else None
+    ask = {"alpha": alpha, "k_max": k_max, "n_boot": n_boot, "seed": seed, "threads": threads}
+    ask |= {"kurtosis": matrix.kurtosis, "eps": matrix.eps}
+    needs_all = rule is not None or model in ("free", "whitened") or n_boot > 0 or return_values
+    found, refusal = _without_values(matrix, method, needs_all, ask)
+    values = None
+    if found is None:
+        values = all_values(matrix.kept, bulk=True, threads=threads)
+        found = _with_values(matrix, values, model, whiten, rule, ask)
+    participation = _participation(matrix, len(found["spikes"]), seed, threads) if vectors else None
+    return EdgeFit(
+        **_sizes(matrix, found),
+        spikes=_spikes(matrix, found, participation),
+        alpha=rule[1] if rule else alpha,
+        gof=GoodnessOfFit(*found["gof"]),
+        ranks=Ranks(*found["ranks"]),
+        model_used="paper" if paper else found["model_used"],
+        method_used="lanczos" if values is None else "exact",
+        warnings=tuple(refusal + found["warnings"]),
+        values=tuple(values.tolist()) if return_values and values is not None else None,
+        **{name: found[name] for name in _COPIED},
+    )
+
+
+_COPIED = (
+    "sigma_sq",
+    "sigma_sq_se",
+    "sigma_sq_ci",
+    "sigma_plus_deflated",
+    "sigma_tw",
+    "sigma_free",
+    "sigma_free_ci",
+    "edge",
+    "edge_ci",
+    "n_spikes",
+    "n_spikes_ci",
+    "n_spikes_whitened",
+    "n_below",
+    "bulk_fraction",
+)
+
+
+class _Matrix(NamedTuple):
+    """A validated matrix, ``kept`` being what is left of it without all-zero rows and columns."""
+
+    given: NDArray[Any]
+    kept: NDArray[Any]
+    rows: NDArray[np.bool_]
+    columns: NDArray[np.bool_]
+    kurtosis: float
+    eps: float
+
+    @property
+    def p(self) -> int:
+        return int(min(self.kept.shape))
+
+    @property
+    def n(self) -> int:
+        return int(max(self.kept.shape))
+
+    def native(self, name: str) -> Any:
+        """The native function for this element type."""
+        return getattr(_native, f"{name}_{'f64' if self.kept.dtype == np.float64 else 'f32'}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(repr, allowed))}")
+
+
+def _prepare(array: NDArray[Any], threads: int | None) -> _Matrix:
+    whole = native_matrix(array)
+    eps = float(np.finfo(whole.dtype).eps)
+    draft = _Matrix(array, whole, np.ones(0, bool), np.ones(0, bool), 0.0, eps)
+    rows, columns, kurtosis = draft.native("survey")(whole, threads)
+    shape = f"{array.shape[0]} x {array.shape[1]}"
+    if not rows.any():
+        raise ValueError(f"W: all entries of the {shape} matrix are zero, there is no spectrum to fit")
+    kept = whole if rows.all() and columns.all() else np.ascontiguousarray(whole[np.ix_(rows, columns)])
+    if min(kept.shape) < 2:
+        raise ValueError(f"W: {shape} with {kept.shape} left after zero rows and columns; wanted at least 2 x 2")
+    return draft._replace(kept=kept, rows=rows, columns=columns, kurtosis=kurtosis)
+
+
+def _without_values(
+    matrix: _Matrix, method: str, needs_all: bool, ask: dict[str, Any]
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The Lanczos fit, or None and why not in words."""
+    if method == "exact" or (method == "auto" and (needs_all or matrix.p <= LARGE)):
+        return None, []
+    if needs_all:
+        return None, ["Lanczos cannot answer what was asked (it sees no whole spectrum): exact values were used"]
+    arguments = {name: ask[name] for name in ("alpha", "k_max", "seed", "kurtosis", "threads")}
+    found, reason = matrix.native("lanczos_edge")(matrix.kept, **arguments)
+    return found, [] if found is not None else [f"Lanczos gave up ({reason}): exact values were used"]
+
+
+def _with_values(
+    matrix: _Matrix,
+    values: NDArray[np.float64],
+    model: str,
+    whiten: str,
+    rule: tuple[float, float] | None,
+    ask: dict[str, Any],
+) -> dict[str, Any]:
+    second = None
+    if model == "whitened" or whiten != "none":
+        second = _second_opinion(matrix, "both" if whiten == "none" else whiten, ask)
+    if model == "whitened" and second is not None and second["profile"] is None:
+        raise ConvergenceError(f"model='whitened': {second['warnings'][0]}")
+    profile = second["profile"] if model == "whitened" and second is not None else None
+    kind = "auto" if model == "whitened" else model
+    found: dict[str, Any] = _native.find_edge(values, matrix.n, model=kind, bema=rule, profile=profile, **ask)
+    if second is None and model == "auto" and rule is None and found["sigma_sq"] > 0 and not found["gof"][3]:
+        second = _second_opinion(matrix, "both", ask)
+    found["n_spikes_whitened"] = second["n_spikes"] if second else None
+    found["warnings"] += second["warnings"] if second else []
+    return found
+
+
+def _second_opinion(matrix: _Matrix, sides: str, ask: dict[str, Any]) -> dict[str, Any]:
+    """Spikes after scaling rows and columns to equal mean square, and the edge of noise with these scales."""
+    try:
+        rows, columns = matrix.native("sinkhorn")(matrix.kept, sides, ask["threads"])
+    except ConvergenceError as error:
+        return {"n_spikes": None, "profile": None, "warnings": [f"no second opinion: {error}"]}
+    white = (matrix.kept / rows[:, None] / columns).astype(matrix.kept.dtype)
+    values = all_values(white, bulk=True, threads=ask["threads"])
+    found = _native.find_edge(values, matrix.n, model="mp", bema=None, profile=None, **ask)
+    unit = float(rows.max())
+    edge = unit * _native.profile_edge((rows / unit) ** 2 * found["sigma_sq"], columns**2)
+    return {"n_spikes": found["n_spikes"], "profile": edge, "warnings": []}
+
+
+def _sizes(matrix: _Matrix, found: dict[str, Any]) -> dict[str, Any]:
+    """Shapes, Marchenko-Pastur edges in both units, soft rank."""
+    gamma = matrix.p / matrix.n
+    sigma = math.sqrt(found["sigma_sq"])
+    low, high = (math.sqrt(matrix.n) - math.sqrt(matrix.p), math.sqrt(matrix.n) + math.sqrt(matrix.p))
+    unit = (1 - math.sqrt(gamma), 1 + math.sqrt(gamma))
+    return {
+        "shape": (int(matrix.given.shape[0]), int(matrix.given.shape[1])),
+        "p": matrix.p,
+        "n": matrix.n,
+        "gamma": gamma,
+        "lambda_minus": found["sigma_sq"] * unit[0] ** 2,
+        "lambda_plus": found["sigma_sq"] * unit[1] ** 2,
+        "sigma_minus": sigma * low,
+        "sigma_plus": sigma * high,
+        "mp_soft_rank": (sigma * high / found["largest"]) ** 2,
+    }
+
+
+def _spikes(
+    matrix: _Matrix, found: dict[str, Any], participation: list[tuple[float, float]] | None
+) -> tuple[Spike, ...]:
+    wide = matrix.kept.shape[0] <= matrix.kept.shape[1]
+    spikes = []
+    for index, (value, strength, p_value, short, long) in enumerate(found["spikes"]):
+        overlaps = (short, long) if wide else (long, short)
+        shares = participation[index] if participation else (None, None)
+        spikes.append(Spike(value, strength, p_value, *overlaps, *shares))
+    return tuple(spikes)
+
+
+def _participation(matrix: _Matrix, count: int, seed: int, threads: int | None) -> list[tuple[float, float]]:
+    if count == 0:
+        return []
+    found = svd(matrix.kept, count, seed=seed, threads=threads)
+    left, right = found.U.astype(np.float64), found.Vt.T.astype(np.float64)
+    shares = [1 / (vectors.shape[0] * (vectors**4).sum(axis=0)) for vectors in (left, right)]
+    return [(float(a), float(b)) for a, b in zip(*shares, strict=True)]

@@ -1,0 +1,85 @@
+"""The picture of one fit. Imports matplotlib, so it is imported only when a plot is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from mpcore.spectra.edgefit import EdgeFit
+
+BULK, LAW, EDGE, SPIKE = "#9db4cc", "#1f3a5f", "#c0392b", "#e08e0b"
+
+
+def draw(fit: EdgeFit, ax: Axes | None, title: str | None) -> Axes:
+    """See :meth:`EdgeFit.plot`."""
+    if fit.values is None:
+        raise ValueError("plot: the fit holds no singular values; fit with return_values=True")
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.subplots(figsize=(7, 4), layout="constrained")[1]
+    eigenvalues = np.asarray(fit.values) ** 2 / fit.n
+    edge = fit.edge**2 / fit.n
+    spikes = eigenvalues[: fit.n_spikes]
+    limit = _limit(eigenvalues, edge, spikes)
+    _bulk(ax, eigenvalues, limit)
+    if fit.sigma_sq > 0:
+        x = np.linspace(fit.lambda_minus, fit.lambda_plus, 512)[1:]
+        share = (fit.p - fit.n_spikes) / fit.p
+        ax.plot(x, share * fit.pdf(x), color=LAW, lw=1.8, label="Marchenko-Pastur", zorder=3)
+    _edge(ax, fit, edge)
+    _spikes(ax, spikes, limit)
+    ax.set_xlim(min(0.0, eigenvalues[-1]), limit)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("eigenvalue of W Wᵀ / n")
+    ax.set_ylabel("density")
+    ax.set_title(title if title is not None else _title(fit), fontsize=10, loc="left")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8, loc="upper right")
+    return ax
+
+
+def _limit(eigenvalues: NDArray[np.float64], edge: float, spikes: NDArray[np.float64]) -> float:
+    """Right end: all spikes if they lie within 2.5 edges, otherwise 2.5 edges with the rest named at the border."""
+    if edge <= 0:
+        return float(eigenvalues[0]) * 1.05
+    furthest = float(spikes[0]) if len(spikes) else edge
+    return float(min(max(furthest * 1.06, edge * 1.25), edge * 2.5))
+
+
+def _bulk(ax: Axes, eigenvalues: NDArray[np.float64], limit: float) -> None:
+    inside = eigenvalues[eigenvalues <= limit]
+    bins = int(np.clip(2.5 * np.sqrt(len(inside)), 12, 90))
+    edges = np.linspace(0, limit, bins + 1)
+    weights = np.full(len(inside), 1 / (len(eigenvalues) * (edges[1] - edges[0])))
+    ax.hist(inside, edges.tolist(), weights=weights, color=BULK, edgecolor="white", linewidth=0.4, label="eigenvalues")
+
+
+def _edge(ax: Axes, fit: EdgeFit, edge: float) -> None:
+    low, high = (value**2 / fit.n for value in fit.edge_ci)
+    names = {"mp": "deflated Marchenko-Pastur", "free": "non-parametric", "whitened": "row and column profile"}
+    ax.axvspan(low, high, color=EDGE, alpha=0.18, lw=0)
+    ax.axvline(edge, color=EDGE, lw=1.4, label=f"edge ({names.get(fit.model_used, fit.model_used)}), 95 % band")
+
+
+def _spikes(ax: Axes, spikes: NDArray[np.float64], limit: float) -> None:
+    shown = spikes[spikes <= limit]
+    beyond = len(spikes) - len(shown)
+    transform = ax.get_xaxis_transform()
+    if len(shown):
+        height = np.full(len(shown), 0.03)
+        ax.plot(shown, height, "v", color=SPIKE, ms=6, mew=0, transform=transform, label="spikes", zorder=4)
+    if beyond:
+        words = f"{beyond} more {'spike' if beyond == 1 else 'spikes'}, up to {spikes[0]:.3g}  ▸"
+        ax.text(0.995, 0.09, words, color=SPIKE, ha="right", fontsize=8, transform=ax.transAxes)
+
+
+def _title(fit: EdgeFit) -> str:
+    verdict = "accepted" if fit.gof.accepted else "rejected"
+    spikes = f"{fit.n_spikes} {'spike' if fit.n_spikes == 1 else 'spikes'}"
+    return f"{fit.shape[0]} x {fit.shape[1]}   {spikes}   Marchenko-Pastur {verdict} (p = {fit.gof.p_value:.2g})"

@@ -1,0 +1,311 @@
+//! Block Krylov spaces of A A', A being a dense matrix turned so that its shorter side comes first.
+//!
+//! Vectors are rows: a block is (b x length), row-major. All tiles are fixed, so bits do not depend on threads.
+
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+
+use crate::Result;
+use crate::linalg::dense::{self, Real};
+use crate::linalg::orthogonal::orthonormalise;
+use crate::linalg::reduce;
+use crate::linalg::values::{PowerOfTwo, exponent, largest_magnitude, scale};
+use crate::random::Random;
+
+/// Columns of a product that one task computes.
+const TILE: usize = 256;
+
+/// A as an operator; products in `T`, blocks in float64.
+pub(crate) struct Operator<'a, T: Real> {
+    w: Cow<'a, [T]>,
+    rows: usize,
+    columns: usize,
+    /// The stored matrix is 2^-power times the caller's.
+    pub(crate) power: i32,
+}
+
+impl<'a, T: Real> Operator<'a, T> {
+    /// # Errors
+    /// [`crate::Error::NotFinite`] at the first NaN or infinity.
+    pub(crate) fn new(w: &'a [T], (rows, columns): (usize, usize)) -> Result<Self> {
+        let largest = largest_magnitude(w, columns)?;
+        let power = if largest > 0.0 { exponent(largest) } else { 0 };
+        // Within 2^-40 to 2^40 squares and their sums stay far from the ends of float32; copying would be a waste.
+        let (w, power) = if power.abs() <= 40 {
+            (Cow::Borrowed(w), 0)
+        } else {
+            let copy = w.iter().map(|v| cast(scale(wide(*v), -power))).collect();
+            (Cow::Owned(copy), power)
+        };
+        Ok(Self {
+            w,
+            rows,
+            columns,
+            power,
+        })
+    }
+
+    pub(crate) fn short(&self) -> usize {
+        self.rows.min(self.columns)
+    }
+
+    pub(crate) fn long(&self) -> usize {
+        self.rows.max(self.columns)
+    }
+
+    /// Whether rows of the caller's matrix are the short side.
+    pub(crate) fn is_wide(&self) -> bool {
+        self.rows <= self.columns
+    }
+
+    /// Squared Frobenius norm, summed in blocks.
+    pub(crate) fn squared_norm(&self) -> f64 {
+        let blocks: Vec<f64> = self
+            .w
+            .par_chunks(1 << 14)
+            .map(|block| reduce::moments(block, PowerOfTwo::new(0)).0)
+            .collect();
+        blocks.iter().sum()
+    }
+
+    /// X A for a block X of vectors on the short side.
+    pub(crate) fn to_long(&self, x: &[f64]) -> Vec<f64> {
+        if self.is_wide() {
+            self.times(x)
+        } else {
+            self.times_transposed(x)
+        }
+    }
+
+    /// Y A' for a block Y of vectors on the long side.
+    pub(crate) fn to_short(&self, y: &[f64]) -> Vec<f64> {
+        if self.is_wide() {
+            self.times_transposed(y)
+        } else {
+            self.times(y)
+        }
+    }
+
+    /// X W, X (b x rows).
+    fn times(&self, x: &[f64]) -> Vec<f64> {
+        let block = x.len() / self.rows;
+        let x: Vec<T> = x.iter().map(|v| cast(*v)).collect();
+        tiled(block, self.columns, |first, width| {
+            dense::times_columns(
+                &x,
+                &self.w,
+                (block, self.rows, width),
+                (first, self.columns),
+            )
+        })
+    }
+
+    /// X W', X (b x columns).
+    fn times_transposed(&self, x: &[f64]) -> Vec<f64> {
+        let block = x.len() / self.columns;
+        let x: Vec<T> = x.iter().map(|v| cast(*v)).collect();
+        tiled(block, self.rows, |first, width| {
+            let rows = &self.w[first * self.columns..(first + width) * self.columns];
+            let mut tile = vec![T::default(); block * width];
+            dense::add_product_transposed(&mut tile, &x, rows, (block, self.columns, width));
+            tile
+        })
+    }
+}
+
+fn wide<T: Real>(value: T) -> f64 {
+    value.to_f64().unwrap_or(f64::NAN)
+}
+
+fn cast<T: Real>(value: f64) -> T {
+    <T as num_traits::NumCast>::from(value).unwrap_or_else(T::nan)
+}
+
+/// A (block x length) matrix from its column tiles, each (block x width).
+fn tiled<T: Real>(
+    block: usize,
+    length: usize,
+    tile: impl Fn(usize, usize) -> Vec<T> + Sync,
+) -> Vec<f64> {
+    let tiles: Vec<Vec<T>> = (0..length.div_ceil(TILE))
+        .into_par_iter()
+        .map(|i| tile(i * TILE, TILE.min(length - i * TILE)))
+        .collect();
+    let mut whole = vec![0.0; block * length];
+    for (i, values) in tiles.iter().enumerate() {
+        let width = TILE.min(length - i * TILE);
+        for (row, line) in values.chunks_exact(width).enumerate() {
+            for (column, value) in line.iter().enumerate() {
+                whole[row * length + i * TILE + column] = wide(*value);
+            }
+        }
+    }
+    whole
+}
+
+/// An orthonormal basis Q (d x short), T = Q A A' Q', and the block that would come next.
+pub(crate) struct Space<'a, T: Real> {
+    operator: &'a Operator<'a, T>,
+    random: Random,
+    basis: Vec<f64>,
+    /// d x d, symmetric.
+    projected: Vec<f64>,
+    next: Vec<f64>,
+    /// A A' applied to the last block leaves `coupling`' `next` outside the space; (b x b) upper triangular.
+    coupling: Vec<f64>,
+    last: usize,
+    /// Products of the matrix with one vector so far.
+    pub(crate) products: usize,
+}
+
+/// Eigenpairs of the projected matrix.
+pub(crate) struct Ritz {
+    /// Eigenvalues of A A', descending.
+    pub(crate) values: Vec<f64>,
+    /// Norm of A A' x - value x for each.
+    pub(crate) residuals: Vec<f64>,
+    /// Coordinates in the basis, one Ritz vector per row.
+    coordinates: Vec<f64>,
+}
+
+impl<'a, T: Real> Space<'a, T> {
+    /// Start from a random block of `block` vectors.
+    pub(crate) fn new(operator: &'a Operator<'a, T>, block: usize, seed: u64) -> Self {
+        let mut random = Random::new(seed, 0);
+        let length = operator.short();
+        let mut next: Vec<f64> = (0..block * length).map(|_| random.normal()).collect();
+        orthonormalise(&mut next, length, &[], &mut random);
+        Self {
+            operator,
+            random,
+            basis: Vec::new(),
+            projected: Vec::new(),
+            next,
+            coupling: Vec::new(),
+            last: 0,
+            products: 0,
+        }
+    }
+
+    /// Dimension of the basis.
+    pub(crate) fn dimension(&self) -> usize {
+        self.basis.len() / self.operator.short()
+    }
+
+    /// Take the next block into the basis and multiply.
+    pub(crate) fn expand(&mut self) {
+        let length = self.operator.short();
+        let block = self.next.len() / length;
+        let old = self.dimension();
+        self.basis.extend_from_slice(&self.next);
+        let mut image = self.operator.to_short(&self.operator.to_long(&self.next));
+        self.products += 2 * block;
+        let first = self.project_out(&mut image, block);
+        self.project_out(&mut image, block);
+        self.grow(old, block, &first);
+        self.coupling = orthonormalise(&mut image, length, &self.basis, &mut self.random);
+        self.next = image;
+        self.last = block;
+    }
+
+    /// Remove the basis from the block; returns the coordinates (d x block).
+    fn project_out(&self, image: &mut [f64], block: usize) -> Vec<f64> {
+        let (length, size) = (self.operator.short(), self.dimension());
+        let image_in: &[f64] = image;
+        let coordinates = tiled(block, size, |first, width| {
+            let mut tile = vec![0.0; block * width];
+            let rows = &self.basis[first * length..(first + width) * length];
+            dense::add_product_transposed(&mut tile, image_in, rows, (block, length, width));
+            tile
+        });
+        let inside = tiled(block, length, |first, width| {
+            dense::times_columns(
+                &coordinates,
+                &self.basis,
+                (block, size, width),
+                (first, length),
+            )
+        });
+        for (value, part) in image.iter_mut().zip(inside) {
+            *value -= part;
+        }
+        coordinates
+    }
+
+    /// Append the new block's rows and columns to the projected matrix; `coordinates` is (block x (old + block)).
+    fn grow(&mut self, old: usize, block: usize, coordinates: &[f64]) {
+        let size = old + block;
+        let mut grown = vec![0.0; size * size];
+        for row in 0..old {
+            grown[row * size..row * size + old]
+                .copy_from_slice(&self.projected[row * old..(row + 1) * old]);
+        }
+        for b in 0..block {
+            for column in 0..size {
+                let value = coordinates[b * size + column];
+                // Inside the new diagonal block both halves are computed: their mean is symmetric.
+                let value = if column >= old {
+                    0.5 * (value + coordinates[(column - old) * size + old + b])
+                } else {
+                    value
+                };
+                grown[(old + b) * size + column] = value;
+                grown[column * size + old + b] = value;
+            }
+        }
+        self.projected = grown;
+    }
+
+    /// # Errors
+    /// [`crate::Error::Convergence`] from the small eigenproblem.
+    pub(crate) fn ritz(&self) -> Result<Ritz> {
+        let size = self.dimension();
+        let (values, vectors) = dense::eigh(&self.projected, size)?;
+        let block = self.last;
+        let mut ritz = Ritz {
+            values: values.iter().rev().copied().collect(),
+            residuals: Vec::with_capacity(size),
+            coordinates: vec![0.0; size * size],
+        };
+        for (index, column) in (0..size).rev().enumerate() {
+            for row in 0..size {
+                ritz.coordinates[index * size + row] = vectors[row * size + column];
+            }
+            let end = &ritz.coordinates[(index + 1) * size - block..(index + 1) * size];
+            let outside: f64 = (0..block)
+                .map(|i| {
+                    let part: f64 = (0..block)
+                        .map(|b| self.coupling[i * block + b] * end[b])
+                        .sum();
+                    part * part
+                })
+                .sum();
+            ritz.residuals.push(outside.sqrt());
+        }
+        Ok(ritz)
+    }
+
+    /// The first `count` Ritz vectors, one per row.
+    pub(crate) fn vectors(&self, ritz: &Ritz, count: usize) -> Vec<f64> {
+        let (length, size) = (self.operator.short(), self.dimension());
+        let coordinates = &ritz.coordinates[..count * size];
+        tiled(count, length, |first, width| {
+            dense::times_columns(
+                coordinates,
+                &self.basis,
+                (count, size, width),
+                (first, length),
+            )
+        })
+    }
+
+    /// Thick restart: keep the first `count` Ritz vectors as the basis; the next block stays.
+    pub(crate) fn restart(&mut self, ritz: &Ritz, count: usize) {
+        self.basis = self.vectors(ritz, count);
+        self.projected = vec![0.0; count * count];
+        for i in 0..count {
+            self.projected[i * count + i] = ritz.values[i];
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Sums and maxima over entries in fixed lanes: the compiler can use vector registers, the order never changes.
+
+use crate::linalg::dense::Real;
+use crate::linalg::values::PowerOfTwo;
+
+const LANES: usize = 16;
+
+/// Largest magnitude of the entries; `None` if one is NaN or infinite.
+pub(crate) fn largest<T: Real>(block: &[T]) -> Option<f64> {
+    let (mut top, mut poison) = ([T::zero(); LANES], [T::zero(); LANES]);
+    let mut add = |lane: usize, value: T| {
+        let magnitude = value.abs();
+        top[lane] = if magnitude > top[lane] {
+            magnitude
+        } else {
+            top[lane]
+        };
+        // 0 for a finite entry, NaN otherwise.
+        poison[lane] += value * T::zero();
+    };
+    let chunks = block.chunks_exact(LANES);
+    for (lane, value) in chunks.remainder().iter().enumerate() {
+        add(lane, *value);
+    }
+    for chunk in chunks {
+        for (lane, value) in chunk.iter().enumerate() {
+            add(lane, *value);
+        }
+    }
+    let finite = poison.iter().all(|v| !v.is_nan());
+    finite.then(|| top.iter().filter_map(T::to_f64).fold(0.0, f64::max))
+}
+
+/// Sums of squares and of fourth powers of factor times entry.
+pub(crate) fn moments<T: Real>(block: &[T], factor: PowerOfTwo) -> (f64, f64) {
+    let (mut second, mut fourth) = ([0.0; LANES], [0.0; LANES]);
+    let mut add = |lane: usize, value: T| {
+        let value = factor.times(value.to_f64().unwrap_or(f64::NAN));
+        let square = value * value;
+        second[lane] += square;
+        fourth[lane] += square * square;
+    };
+    let chunks = block.chunks_exact(LANES);
+    for (lane, value) in chunks.remainder().iter().enumerate() {
+        add(lane, *value);
+    }
+    for chunk in chunks {
+        for (lane, value) in chunk.iter().enumerate() {
+            add(lane, *value);
+        }
+    }
+    (second.iter().sum(), fourth.iter().sum())
+}
+
+/// Sum of the products of two vectors of one length.
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut sums = [0.0; LANES];
+    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let tail: f64 = a
+        .remainder()
+        .iter()
+        .zip(b.remainder())
+        .map(|(x, y)| x * y)
+        .sum();
+    for (x, y) in a.zip(b) {
+        for lane in 0..LANES {
+            sums[lane] += x[lane] * y[lane];
+        }
+    }
+    sums.iter().sum::<f64>() + tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_agree_with_plain_loops() {
+        let values: Vec<f64> = (0..37).map(|i| f64::from(i) - 20.0).collect();
+        assert_eq!(largest(&values), Some(20.0));
+        let (second, fourth) = moments(&values, PowerOfTwo::new(1));
+        let plain = |power: i32| values.iter().map(|v| (2.0 * v).powi(power)).sum::<f64>();
+        assert!((second - plain(2)).abs() < 1e-9 && (fourth - plain(4)).abs() < 1e-6);
+        assert!((dot(&values, &values) - plain(2) / 4.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_nan_or_an_infinity_anywhere_is_seen() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in [0, 15, 16, 33] {
+                let mut values = [1f32; 34];
+                values[place] = bad;
+                assert_eq!(largest(&values), None);
+            }
+        }
+    }
+}

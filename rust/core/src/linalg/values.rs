@@ -1,0 +1,385 @@
+//! All singular values of a dense matrix, the same bits for any number of threads.
+
+use rayon::prelude::*;
+
+use crate::linalg::dense::{self, Real};
+use crate::linalg::{reduce, tridiagonal};
+use crate::{Error, Result};
+
+/// Rows of the Gram matrix that one task computes.
+const TILE: usize = 128;
+/// Columns that are multiplied before the sums move on: 512 rounding errors of float32 at most pile up.
+const DEPTH: usize = 512;
+
+/// How exact the small values have to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// Every value within 1e-7 of the largest, and within 1e-10 of it for float64 input.
+    Full,
+    /// Enough for the upper half of the values (relative 1e-5): float32 input with short <= 0.8 long is multiplied in
+    /// float32 where the middle value exceeds 3 % of the largest, and values near zero may be off by 3e-4 of it.
+    Bulk,
+}
+
+/// Singular values, descending, of the row-major (rows x columns) matrix `w`.
+///
+/// The matrix is scaled by a power of two to entries near 1. Route: Gram matrix of the shorter side (products in
+/// float64, tiles spread over threads), tridiagonal form, root-free QL: error below sqrt(short * eps) of the largest,
+/// and far smaller for values that are not tiny. Squaring loses float64 values below 1e-5 of the largest, so if there
+/// are such (float64 input, [`Precision::Full`]) a bidiagonal form of the matrix itself and bisection follow, which
+/// have no square in them. The trace is checked against the Frobenius norm on either route.
+///
+/// # Errors
+/// [`Error::NotFinite`] at the first NaN or infinity; [`Error::Convergence`] if the trace check fails on both routes.
+///
+/// # Example
+/// ```
+/// use mpcore_core::linalg::values::{Precision, singular_values};
+/// let s = singular_values(&[3.0, 0.0, 0.0, 0.0, 4.0, 0.0], (2, 3), Precision::Full).unwrap();
+/// assert!((s[0] - 4.0).abs() < 1e-14 && (s[1] - 3.0).abs() < 1e-14);
+/// ```
+pub fn singular_values<T: Real>(
+    w: &[T],
+    (rows, columns): (usize, usize),
+    precision: Precision,
+) -> Result<Vec<f64>> {
+    let largest = largest_magnitude(w, columns)?;
+    if largest == 0.0 {
+        return Ok(vec![0.0; rows.min(columns)]);
+    }
+    let matrix = Scaled {
+        w,
+        rows,
+        columns,
+        exponent: exponent(largest),
+        factor: PowerOfTwo::new(-exponent(largest)),
+    };
+    let single = T::epsilon().to_f64() > Some(1e-10);
+    // The value that has to be right, over the largest: squaring loses what is below the root of the rounding unit.
+    let reach = |values: &[f64]| match precision {
+        Precision::Bulk => values[values.len() / 2] / values[0],
+        Precision::Full if single => 1.0,
+        Precision::Full => values[values.len() - 1] / values[0],
+    };
+    if single && precision == Precision::Bulk && 5 * matrix.short() <= 4 * matrix.long() {
+        let values = matrix.values_of(matrix.gram::<f32>());
+        if reach(&values) > 0.03 && matrix.holds_the_norm(&values, 1e-4) {
+            return Ok(matrix.unscale(values));
+        }
+    }
+    let values = matrix.values_of(matrix.gram::<f64>());
+    if reach(&values) > 1e-5 && matrix.holds_the_norm(&values, 1e-9) {
+        return Ok(matrix.unscale(values));
+    }
+    let values = matrix.values_directly();
+    if matrix.holds_the_norm(&values, 1e-9) {
+        return Ok(matrix.unscale(values));
+    }
+    Err(Error::Convergence {
+        routine: "svdvals",
+        detail: format!(
+            "squares of the values do not add up to the squared norm of the {rows} x {columns} matrix"
+        ),
+    })
+}
+
+/// Largest |w|, or the error that names the first entry that is not finite.
+///
+/// # Errors
+/// [`Error::NotFinite`].
+pub fn largest_magnitude<T: Real>(w: &[T], columns: usize) -> Result<f64> {
+    let blocks: Vec<Option<f64>> = w.par_chunks(1 << 16).map(reduce::largest).collect();
+    match blocks.iter().position(Option::is_none) {
+        None => Ok(blocks.into_iter().flatten().fold(0.0, f64::max)),
+        Some(block) => Err(first_not_finite(w, columns, block << 16)),
+    }
+}
+
+fn first_not_finite<T: Real>(w: &[T], columns: usize, from: usize) -> Error {
+    let index = w[from..]
+        .iter()
+        .position(|v| !v.is_finite())
+        .map_or(from, |i| from + i);
+    Error::NotFinite {
+        name: "W",
+        row: index / columns,
+        column: index % columns,
+        value: w[index].to_f64().unwrap_or(f64::NAN),
+    }
+}
+
+/// The power of two that brings `largest` into [1/2, 1).
+#[must_use]
+pub fn exponent(largest: f64) -> i32 {
+    // Through the logarithm, corrected by a comparison: the bits of a subnormal number hold no exponent.
+    let guess = largest.log2().floor() as i32 + 1;
+    if scale(largest, -guess) >= 1.0 {
+        guess + 1
+    } else {
+        guess
+    }
+}
+
+/// `value` times 2^`power` in two steps, so that no factor overflows or vanishes.
+#[must_use]
+pub fn scale(value: f64, power: i32) -> f64 {
+    PowerOfTwo::new(power).times(value)
+}
+
+/// The factor of [`scale`], for many values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PowerOfTwo(f64, f64);
+
+impl PowerOfTwo {
+    /// 2^`power`, |`power`| <= 2040.
+    #[must_use]
+    pub fn new(power: i32) -> Self {
+        Self(2f64.powi(power / 2), 2f64.powi(power - power / 2))
+    }
+
+    /// `value` times the factor.
+    #[must_use]
+    pub fn times(self, value: f64) -> f64 {
+        value * self.0 * self.1
+    }
+}
+
+/// A row-major matrix seen through the factor 2^-exponent.
+struct Scaled<'a, T> {
+    w: &'a [T],
+    rows: usize,
+    columns: usize,
+    exponent: i32,
+    factor: PowerOfTwo,
+}
+
+impl<T: Real> Scaled<'_, T> {
+    fn short(&self) -> usize {
+        self.rows.min(self.columns)
+    }
+
+    fn long(&self) -> usize {
+        self.rows.max(self.columns)
+    }
+
+    fn at(&self, short: usize, long: usize) -> f64 {
+        let index = if self.rows <= self.columns {
+            short * self.columns + long
+        } else {
+            long * self.columns + short
+        };
+        self.scaled(self.w[index])
+    }
+
+    fn scaled(&self, value: T) -> f64 {
+        self.factor.times(value.to_f64().unwrap_or(f64::NAN))
+    }
+
+    fn unscale(&self, values: Vec<f64>) -> Vec<f64> {
+        values
+            .into_iter()
+            .map(|v| scale(v, self.exponent))
+            .collect()
+    }
+
+    /// Full symmetric Gram matrix of the shorter side; products in `P`, sums over blocks of columns in float64.
+    fn gram<P: Real>(&self) -> Vec<f64> {
+        let short = self.short();
+        let bands = short.div_ceil(TILE);
+        let mut tiles: Vec<(usize, usize, Vec<f64>)> = (0..bands)
+            .flat_map(|i| (0..=i).map(move |j| (i, j)))
+            .map(|(i, j)| (i, j, vec![0.0; self.height(i) * self.height(j)]))
+            .collect();
+        for start in (0..self.long()).step_by(DEPTH) {
+            let depth = DEPTH.min(self.long() - start);
+            let panels: Vec<Vec<P>> = (0..bands)
+                .into_par_iter()
+                .map(|band| self.panel(band, start, depth))
+                .collect();
+            tiles.par_iter_mut().for_each(|(i, j, sum)| {
+                let (m, n) = (self.height(*i), self.height(*j));
+                let mut product = vec![P::default(); m * n];
+                dense::add_product_transposed(
+                    &mut product,
+                    &panels[*i],
+                    &panels[*j],
+                    (m, depth, n),
+                );
+                for (total, value) in sum.iter_mut().zip(product) {
+                    *total += value.to_f64().unwrap_or(f64::NAN);
+                }
+            });
+        }
+        let mut gram = vec![0.0; short * short];
+        for (i, j, tile) in tiles {
+            let width = self.height(j);
+            for (row, values) in tile.chunks_exact(width).enumerate() {
+                for (column, value) in values.iter().enumerate() {
+                    let (r, c) = (i * TILE + row, j * TILE + column);
+                    gram[r * short + c] = *value;
+                    gram[c * short + r] = *value;
+                }
+            }
+        }
+        gram
+    }
+
+    fn height(&self, band: usize) -> usize {
+        TILE.min(self.short() - band * TILE)
+    }
+
+    /// Rows of one band, columns `start .. start + depth`, row-major.
+    fn panel<P: Real>(&self, band: usize, start: usize, depth: usize) -> Vec<P> {
+        let height = self.height(band);
+        let mut panel = vec![P::default(); height * depth];
+        let cast = |v: f64| P::from(v).unwrap_or_else(P::nan);
+        if self.rows <= self.columns {
+            for (row, out) in panel.chunks_exact_mut(depth).enumerate() {
+                let line = &self.w[(band * TILE + row) * self.columns + start..][..depth];
+                for (value, w) in out.iter_mut().zip(line) {
+                    *value = cast(self.scaled(*w));
+                }
+            }
+        } else {
+            for k in 0..depth {
+                let line = &self.w[(start + k) * self.columns + band * TILE..][..height];
+                for (row, w) in line.iter().enumerate() {
+                    panel[row * depth + k] = cast(self.scaled(*w));
+                }
+            }
+        }
+        panel
+    }
+
+    fn values_of(&self, mut gram: Vec<f64>) -> Vec<f64> {
+        let (diagonal, beside) = dense::tridiagonalise(&mut gram, self.short());
+        let mut values = tridiagonal::eigenvalues(&diagonal, &beside);
+        values.reverse();
+        values.into_iter().map(|v| v.max(0.0).sqrt()).collect()
+    }
+
+    fn values_directly(&self) -> Vec<f64> {
+        let (long, short) = (self.long(), self.short());
+        let mut copy = Vec::with_capacity(long * short);
+        for i in 0..short {
+            copy.extend((0..long).map(|k| self.at(i, k)));
+        }
+        let (diagonal, above) = dense::bidiagonalise(&mut copy, (long, short));
+        tridiagonal::singular_values(&diagonal, &above)
+    }
+
+    /// Sum of the squared values = squared Frobenius norm, to a relative `tolerance`.
+    fn holds_the_norm(&self, values: &[f64], tolerance: f64) -> bool {
+        let blocks: Vec<f64> = self
+            .w
+            .par_chunks(1 << 14)
+            .map(|block| reduce::moments(block, self.factor).0)
+            .collect();
+        let norm: f64 = blocks.iter().sum();
+        let total: f64 = values.iter().map(|v| v * v).sum();
+        (total - norm).abs() <= tolerance * norm
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+    use crate::threads::with_threads;
+
+    fn gaussian(rows: usize, columns: usize, seed: u64) -> Vec<f64> {
+        let mut random = Random::new(seed, 0);
+        (0..rows * columns).map(|_| random.normal()).collect()
+    }
+
+    fn worst(a: &[f64], b: &[f64]) -> f64 {
+        a.iter()
+            .zip(b)
+            .map(|(x, y)| (x - y).abs())
+            .fold(0.0, f64::max)
+            / b[0]
+    }
+
+    #[test]
+    fn both_routes_agree_with_a_decomposition_with_vectors() {
+        for (rows, columns) in [
+            (1, 1),
+            (1, 7),
+            (7, 1),
+            (5, 5),
+            (130, 40),
+            (40, 131),
+            (150, 150),
+        ] {
+            let w = gaussian(rows, columns, 3);
+            let exact = dense::thin_svd(&w, (rows, columns)).unwrap().values;
+            let ours = singular_values(&w, (rows, columns), Precision::Full).unwrap();
+            let bulk = singular_values(&w, (rows, columns), Precision::Bulk).unwrap();
+            assert!(worst(&ours, &exact) < 1e-10, "{rows} x {columns}");
+            assert!(worst(&bulk, &exact) < 1e-7, "{rows} x {columns}");
+        }
+    }
+
+    #[test]
+    fn small_values_of_a_double_matrix_are_not_lost_by_squaring() {
+        let w = [1.0, 0.0, 0.0, 0.0, 1e-9, 0.0, 0.0, 0.0, 1e-12];
+        let s = singular_values(&w, (3, 3), Precision::Full).unwrap();
+        assert!((s[1] / 1e-9 - 1.0).abs() < 1e-5 && (s[2] / 1e-12 - 1.0).abs() < 1e-2);
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        let w: Vec<f32> = gaussian(300, 700, 5).iter().map(|v| *v as f32).collect();
+        for precision in [Precision::Full, Precision::Bulk] {
+            let run = |threads| {
+                with_threads(Some(threads), || {
+                    singular_values(&w, (300, 700), precision).unwrap()
+                })
+            };
+            assert_eq!(run(1), run(3));
+        }
+    }
+
+    #[test]
+    fn a_power_of_two_and_a_transpose_change_nothing_else() {
+        let (rows, columns) = (30, 50);
+        let w = gaussian(rows, columns, 9);
+        let base = singular_values(&w, (rows, columns), Precision::Full).unwrap();
+        for power in [-1000, -540, 500, 1000] {
+            let scaled: Vec<f64> = w.iter().map(|v| scale(*v, power)).collect();
+            let s = singular_values(&scaled, (rows, columns), Precision::Full).unwrap();
+            assert_eq!(s, base.iter().map(|v| scale(*v, power)).collect::<Vec<_>>());
+        }
+        let mut turned = vec![0.0; rows * columns];
+        for i in 0..rows {
+            for j in 0..columns {
+                turned[j * rows + i] = w[i * columns + j];
+            }
+        }
+        let s = singular_values(&turned, (columns, rows), Precision::Full).unwrap();
+        assert_eq!(s, base);
+    }
+
+    #[test]
+    fn rank_deficient_and_zero_matrices_give_zeros() {
+        let (rows, columns) = (300, 300);
+        let factor = gaussian(3, columns, 1);
+        let w: Vec<f64> = (0..rows)
+            .flat_map(|i| factor[(i % 3) * columns..(i % 3 + 1) * columns].to_vec())
+            .collect();
+        let s = singular_values(&w, (rows, columns), Precision::Full).unwrap();
+        assert!(s[2] > 1.0 && s[3] < 1e-12 * s[0]);
+        assert_eq!(
+            singular_values(&[0f32; 6], (2, 3), Precision::Full).unwrap(),
+            vec![0.0; 2]
+        );
+    }
+
+    #[test]
+    fn a_nan_is_refused_with_its_place() {
+        let mut w = vec![1.0; 12];
+        w[7] = f64::NAN;
+        let error = singular_values(&w, (3, 4), Precision::Full).unwrap_err();
+        assert!(error.to_string().starts_with("W: entry (1, 3) is NaN"));
+    }
+}

@@ -1,0 +1,141 @@
+"""Sparse layers go in where they were measured faster, and say why where they were not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nets import TinyConvNet, images, tiny_vit
+from torch import nn
+
+from mpcore.masks import nm_mask
+from mpcore.models import accelerate as module
+from mpcore.models.accelerate import SparseLinear, accelerate, find_pattern
+from mpcore.records import SpeedReport
+
+
+def prune(model: nn.Module, pattern: str) -> nn.Module:
+    with torch.no_grad():
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Linear) and "head" not in name:
+                layer.weight *= torch.from_numpy(nm_mask(layer.weight.abs(), pattern))
+    return model
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sparse layer counts as faster, so that no test depends on the clock."""
+    monkeypatch.setattr(module, "LEAST_GAIN", 0.0)
+
+
+@pytest.fixture
+def never(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_GAIN", float("inf"))
+
+
+@pytest.mark.parametrize("pattern", ["1:2", "2:4", "1:4", "4:8", "1:8", "6:12", "8:16", "1:32"])
+def test_the_pattern_is_found_in_the_weights(pattern: str) -> None:
+    weight = torch.randn(64, 192, generator=torch.Generator().manual_seed(0))
+    mask = torch.from_numpy(nm_mask(weight.abs(), pattern))
+    assert str(find_pattern(weight * mask)) == pattern
+
+
+def test_a_dense_weight_has_no_pattern() -> None:
+    assert find_pattern(torch.ones(3, 96)) is None
+    assert find_pattern(torch.zeros(3, 7)) is None
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fast_model_computes_the_same_for_any_batch(dtype: torch.dtype) -> None:
+    model = prune(tiny_vit(), "2:4").to(dtype)
+    x = images(3, channels=1, size=8).to(dtype)
+    fast = accelerate(model, x)
+    used = [row for row in fast.report.rows() if row["backend"] == "cpu"]
+    assert len(used) == 8
+    assert all(row["eligible"] and row["gain"] == row["dense_s"] / row["sparse_s"] for row in used)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    assert fast.difference < tolerance
+    with torch.inference_mode():
+        assert torch.allclose(fast.model(x[:1]), model(x[:1]), atol=tolerance)
+    assert isinstance(fast.model.blocks[0].mlp.fc1, SparseLinear)
+    assert isinstance(model.blocks[0].mlp.fc1, nn.Linear)
+
+
+@pytest.mark.usefixtures("never")
+def test_what_is_not_faster_stays_dense() -> None:
+    fast = accelerate(prune(tiny_vit(), "2:4"), images(3, channels=1, size=8))
+    assert {row["backend"] for row in fast.report.rows()} == {"dense"}
+    assert fast.difference == 0.0
+    assert "gain is below" in next(row["reason"] for row in fast.report.rows() if row["layer"] == "blocks.0.mlp.fc1")
+
+
+class Odd(nn.Module):
+    """Layers that cannot run sparse, each for its own reason."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hooked, self.unused, self.plain = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.hooked.register_forward_hook(lambda *_: None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.plain(self.hooked(x))
+
+
+@pytest.mark.usefixtures("always")
+def test_every_layer_left_alone_has_its_reason() -> None:
+    reasons = {row["layer"]: row["reason"] for row in accelerate(Odd(), torch.randn(2, 8)).report.rows()}
+    assert "with hooks" in reasons["hooked"]
+    assert "does not call it" in reasons["unused"]
+    assert "no N:M pattern: 0 %" in reasons["plain"]
+    convolutions = accelerate(TinyConvNet(), images(2)).report.rows()
+    assert "convolutions run dense" in convolutions[0]["reason"]
+
+
+@pytest.mark.usefixtures("always")
+def test_a_model_that_is_one_linear_is_replaced_whole() -> None:
+    layer = prune(nn.Linear(16, 8), "1:4")
+    x = torch.randn(5, 16)
+    fast = accelerate(layer, x)
+    assert isinstance(fast.model, SparseLinear)
+    assert torch.allclose(fast.model(x), layer(x), atol=1e-6)
+    with pytest.raises(RuntimeError, match="have no gradients"):
+        fast.model(x.requires_grad_())
+
+
+@pytest.mark.usefixtures("always")
+def test_a_table_of_timings_is_believed_and_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, x = tmp_path / "timings.json", images(3, channels=1, size=8)
+    model = prune(tiny_vit(), "2:4")
+    first = accelerate(model, x, table=path)
+    known = json.loads(path.read_text())["timings"]
+    assert len(known) == 4
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("timed again")
+
+    monkeypatch.setattr(module, "interleave", refuse)
+    assert accelerate(model, x, table=path).report == first.report
+    path.write_text('{"timings": [3]}')
+    with pytest.raises(ValueError, match=r"timings\.json: not a table"):
+        accelerate(model, x, table=path)
+
+
+@pytest.mark.usefixtures("always")
+def test_the_report_is_json_and_html() -> None:
+    report = accelerate(prune(nn.Linear(16, 8), "2:4"), torch.randn(5, 16)).report
+    again = SpeedReport.from_json(report.to_json())
+    assert again.layers == report.layers
+    assert "<table>" in report.to_html()
+    assert "2:4, measured faster" in report.to_html()
+
+
+def test_a_back_end_that_cannot_run_is_refused() -> None:
+    layer, x = nn.Linear(8, 8), torch.randn(2, 8)
+    with pytest.raises(ValueError, match="'cslt' cannot run here: the 2:4 kernels need a CUDA device"):
+        accelerate(layer, x, backend="cslt")
+    with pytest.raises(ValueError, match="'mkl' is not one of"):
+        accelerate(layer, x, backend="mkl")
