@@ -36,7 +36,7 @@ impl Threads {
     /// Run `work` on the pool and wait for it.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         match &self.0 {
-            None => work(),
+            None => rayon::scope(|_| work()), // on the global pool, so that loops inside need not enter it one by one
             Some(pool) => pool.install(work),
         }
     }

@@ -6,7 +6,7 @@ use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray2, PyUntypedArrayMeth
 use pyo3::prelude::*;
 
 use crate::error::to_python;
-use crate::masks::Matrix;
+use crate::masks::{Matrix, interrupted};
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(optimize_permutation, module)?)
@@ -74,10 +74,9 @@ fn search<T: Score + Element>(
     let columns = score.shape()[1];
     let values = score.as_slice()?;
     // Ctrl-C ends the search; the exception is dropped, because the best order so far is the answer.
-    let stop = || Python::attach(|py| py.check_signals().is_err());
     py.detach(|| {
         Pattern::new(keep, group)
-            .and_then(|pattern| optimize(values, columns, pattern, settings, &stop))
+            .and_then(|pattern| optimize(values, columns, pattern, settings, &interrupted))
     })
     .map_err(|error| to_python(&error))
 }

@@ -180,3 +180,64 @@ fn check<T: Score>(
         Ceiling::Pricing => bound::check(columns, pattern),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uniform(count: usize) -> Vec<f32> {
+        let mut state = 7u64;
+        (0..count)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (state >> 40) as f32 / (1u64 << 24) as f32
+            })
+            .collect()
+    }
+
+    fn settings(max_rounds: u64, threads: usize) -> Settings {
+        Settings {
+            time_limit: 1e6,
+            max_rounds: Some(max_rounds),
+            seed: 1,
+            threads: Some(threads),
+            bound: Ceiling::Rows,
+        }
+    }
+
+    #[test]
+    fn an_order_is_a_permutation_that_keeps_what_is_said_for_any_threads() {
+        // 48 columns: several chains; 1080: blocks of groups.
+        for (rows, columns, pattern) in [(20, 48, (2, 4)), (9, 1080, (2, 4)), (33, 60, (4, 6))] {
+            let score = uniform(rows * columns);
+            let pattern = Pattern::new(pattern.0, pattern.1).unwrap();
+            let run = |threads| {
+                optimize(&score, columns, pattern, settings(9, threads), &|| false).unwrap()
+            };
+            let found = run(1);
+            let mut sorted = found.order.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..columns as u32).collect::<Vec<_>>());
+            assert!(
+                (found.kept / kept(&score, columns, &found.order, pattern) - 1.0).abs() < 1e-12
+            );
+            assert!(found.kept_identity < found.kept && found.kept < found.row_bound);
+            assert_eq!(found.order, run(3).order);
+        }
+    }
+
+    #[test]
+    fn a_caller_who_says_stop_gets_the_best_order_so_far() {
+        let pattern = Pattern::new(2, 4).unwrap();
+        let asked = std::cell::Cell::new(0);
+        let stop = || {
+            asked.set(asked.get() + 1);
+            asked.get() > 2
+        };
+        let found = optimize(&uniform(64 * 64), 64, pattern, settings(u64::MAX, 2), &stop);
+        let found = found.unwrap();
+        assert!(found.interrupted && found.rounds > 0 && found.kept > found.kept_identity);
+    }
+}
