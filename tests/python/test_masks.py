@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import _thread
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -227,3 +229,11 @@ def test_a_transposable_mask_is_as_good_as_its_linear_program():
 def test_rows_that_m_does_not_divide_have_no_transposable_mask():
     with pytest.raises(ValueError, match="score: 6 is not a number of rows that is a multiple of group = 4"):
         transposable_mask(np.ones((6, 4)), "2:4")
+
+
+def test_ctrl_c_ends_a_long_search_for_masks():
+    rng = np.random.default_rng(0)
+    W, gram = rng.normal(size=(4096, 1024)), moments(rng, 64, 16)
+    threading.Timer(0.5, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        quadratic_mask(W, gram, "8:16")
