@@ -291,7 +291,7 @@ fn rank<T: Score>(
         let entries = line.iter().zip(last).zip(room.iter_mut());
         for (((value, last), room), kept) in entries.zip(kept) {
             let tie = u32::from(value == last) & u32::from(*room > 0);
-            *kept = (value > last) | (tie > 0);
+            *kept = u32::from(value > last) + tie > 0;
             *room -= tie;
         }
     }

@@ -26,7 +26,7 @@ use crate::{Error, Result};
 ///
 /// # References
 /// I. Hubara et al., *Accelerated Sparse Neural Training: A Provable and Efficient Method to Find N:M Transposable Masks*,
-/// NeurIPS 2021, who state the problem as a flow and solve it approximately.
+/// `NeurIPS` 2021, who state the problem as a flow and solve it approximately.
 pub fn transposable_mask<T: Score>(
     score: &[T],
     columns: usize,
@@ -232,10 +232,14 @@ mod tests {
         for set in (0u32..1 << group).filter(|set| set.count_ones() as usize == keep) {
             let chosen: Vec<usize> = (0..group).filter(|j| set >> j & 1 == 1).collect();
             if chosen.iter().all(|&j| need[j] > 0) {
-                chosen.iter().for_each(|&j| need[j] -= 1);
+                for &j in &chosen {
+                    need[j] -= 1;
+                }
                 let own: f64 = chosen.iter().map(|&j| score[row * group + j]).sum();
                 best = best.max(own + slow(score, group, keep, row + 1, need));
-                chosen.iter().for_each(|&j| need[j] += 1);
+                for &j in &chosen {
+                    need[j] += 1;
+                }
             }
         }
         best

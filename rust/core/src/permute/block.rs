@@ -162,7 +162,7 @@ fn gains(problem: &Problem, block: &[Group], taken: &[u32]) -> Vec<f32> {
     gain
 }
 
-/// Root mean square of an (n x n) matrix less its row and column means: what an assignment can choose between.
+/// Standard deviation of an (n x n) matrix less its row and column means: what an assignment can choose between.
 fn spread(gain: &[f32], n: usize) -> f32 {
     let mut by_column = vec![0.0f32; n];
     let (mut total, mut squares, mut by_row) = (0.0, 0.0, 0.0);
@@ -177,7 +177,6 @@ fn spread(gain: &[f32], n: usize) -> f32 {
     }
     let size = n as f32;
     let columns: f32 = by_column.iter().map(|sum| sum * sum).sum();
-    ((squares - (by_row + columns) / size + total * total / (size * size)) / (size * size))
-        .max(0.0)
-        .sqrt()
+    let residual = squares - (by_row + columns) / size + total * total / (size * size);
+    residual.max(0.0).sqrt() / (size - 1.0)
 }
