@@ -97,12 +97,18 @@ def singular_values_f32(
 def singular_values_f64(
     w: npt.NDArray[np.float64], bulk: bool, threads: int | None = None
 ) -> npt.NDArray[np.float64]: ...
-def survey_f32(
+def nonzero_lines_f32(
     w: npt.NDArray[np.float32], threads: int | None = None
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], float]: ...
-def survey_f64(
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]: ...
+def kurtosis_f32(
+    w: npt.NDArray[np.float32], deviation: float | None, threads: int | None = None
+) -> tuple[float, float]: ...
+def nonzero_lines_f64(
     w: npt.NDArray[np.float64], threads: int | None = None
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], float]: ...
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]: ...
+def kurtosis_f64(
+    w: npt.NDArray[np.float64], deviation: float | None, threads: int | None = None
+) -> tuple[float, float]: ...
 def sinkhorn_f32(
     w: npt.NDArray[np.float32], sides: str, threads: int | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
@@ -115,7 +121,7 @@ def lanczos_edge_f32(
     alpha: float,
     k_max: int | None,
     seed: int,
-    kurtosis: float,
+    kurtosis: tuple[float, float],
     threads: int | None = None,
 ) -> tuple[dict[str, Any] | None, str]: ...
 def lanczos_edge_f64(
@@ -124,7 +130,7 @@ def lanczos_edge_f64(
     alpha: float,
     k_max: int | None,
     seed: int,
-    kurtosis: float,
+    kurtosis: tuple[float, float],
     threads: int | None = None,
 ) -> tuple[dict[str, Any] | None, str]: ...
 def top_svd(
@@ -141,7 +147,7 @@ def find_edge(
     k_max: int | None,
     n_boot: int,
     seed: int,
-    kurtosis: float,
+    kurtosis: tuple[float, float],
     eps: float,
     threads: int | None,
 ) -> dict[str, Any]: ...

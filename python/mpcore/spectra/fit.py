@@ -9,6 +9,7 @@ import numpy as np
 
 from mpcore import _native
 from mpcore.records import ConvergenceError, to_numpy
+from mpcore.spectra import mp
 from mpcore.spectra.edgefit import EdgeFit, GoodnessOfFit, Ranks, Spike
 from mpcore.spectra.values import all_values, native_matrix, svd
 
@@ -53,7 +54,8 @@ def fit_edge(
             to exact with a warning; "auto" is exact up to 4096 values, Lanczos above.
         model: "mp", "free", "whitened" (edge of noise with the row and column variances of W) or "auto".
         alpha: level of the Tracy-Widom test for spikes, in (0, 1/2].
-        whiten: sides that the second opinion scales: "rows", "cols", "both", or "none": only where the law is rejected.
+        whiten: sides that the second opinion scales: "rows", "cols", "both"; "none" asks for one (of both sides) only
+            where there are spikes or the law is rejected.
         k_max: most spikes to look for; None: 60 % of the values.
         n_boot: simulated spectra for the p-value and the interval of the variance; 0 uses calibrated formulas,
             otherwise at least 100.
@@ -80,7 +82,6 @@ def fit_edge(
     matrix = _prepare(to_numpy(W, "W", ndim=2), threads)
     rule = PAPER if paper else BEMA if bema else None
     ask = {"alpha": alpha, "k_max": k_max, "n_boot": n_boot, "seed": seed, "threads": threads}
-    ask |= {"kurtosis": matrix.kurtosis, "eps": matrix.eps}
     needs_all = rule is not None or model in ("free", "whitened") or n_boot > 0 or return_values
     found, refusal = _without_values(matrix, method, needs_all, ask)
     values = None
@@ -125,9 +126,6 @@ class _Matrix(NamedTuple):
 
     given: NDArray[Any]
     kept: NDArray[Any]
-    rows: NDArray[np.bool_]
-    columns: NDArray[np.bool_]
-    kurtosis: float
     eps: float
 
     @property
@@ -151,15 +149,15 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _prepare(array: NDArray[Any], threads: int | None) -> _Matrix:
     whole = native_matrix(array)
     eps = float(np.finfo(whole.dtype).eps)
-    draft = _Matrix(array, whole, np.ones(0, bool), np.ones(0, bool), 0.0, eps)
-    rows, columns, kurtosis = draft.native("survey")(whole, threads)
+    draft = _Matrix(array, whole, eps)
+    rows, columns = draft.native("nonzero_lines")(whole, threads)
     shape = f"{array.shape[0]} x {array.shape[1]}"
     if not rows.any():
         raise ValueError(f"W: all entries of the {shape} matrix are zero, there is no spectrum to fit")
     kept = whole if rows.all() and columns.all() else np.ascontiguousarray(whole[np.ix_(rows, columns)])
     if min(kept.shape) < 2:
         raise ValueError(f"W: {shape} with {kept.shape} left after zero rows and columns; wanted at least 2 x 2")
-    return draft._replace(kept=kept, rows=rows, columns=columns, kurtosis=kurtosis)
+    return draft._replace(kept=kept)
 
 
 def _without_values(
@@ -170,8 +168,9 @@ def _without_values(
         return None, []
     if needs_all:
         return None, ["Lanczos cannot answer what was asked (it sees no whole spectrum): exact values were used"]
-    arguments = {name: ask[name] for name in ("alpha", "k_max", "seed", "kurtosis", "threads")}
-    found, reason = matrix.native("lanczos_edge")(matrix.kept, **arguments)
+    kurtosis = matrix.native("kurtosis")(matrix.kept, None, ask["threads"])
+    arguments = {name: ask[name] for name in ("alpha", "k_max", "seed", "threads")}
+    found, reason = matrix.native("lanczos_edge")(matrix.kept, kurtosis=kurtosis, **arguments)
     return found, [] if found is not None else [f"Lanczos gave up ({reason}): exact values were used"]
 
 
@@ -184,6 +183,10 @@ def _with_values(
     ask: dict[str, Any],
 ) -> dict[str, Any]:
     second = None
+    # The median value gives the noise's deviation whatever the spikes.
+    deviation = float(np.median(values)) / math.sqrt(matrix.n * mp.ppf(0.5, matrix.p / matrix.n))
+    kurtosis = matrix.native("kurtosis")(matrix.kept, deviation, ask["threads"])
+    ask = {**ask, "kurtosis": kurtosis, "eps": matrix.eps}
     if model == "whitened" or whiten != "none":
         second = _second_opinion(matrix, "both" if whiten == "none" else whiten, ask)
     if model == "whitened" and second is not None and second["profile"] is None:
@@ -191,7 +194,8 @@ def _with_values(
     profile = second["profile"] if model == "whitened" and second is not None else None
     kind = "auto" if model == "whitened" else model
     found: dict[str, Any] = _native.find_edge(values, matrix.n, model=kind, bema=rule, profile=profile, **ask)
-    if second is None and model == "auto" and rule is None and found["sigma_sq"] > 0 and not found["gof"][3]:
+    doubtful = found["n_spikes"] > 0 or not found["gof"][3]
+    if second is None and model == "auto" and rule is None and found["sigma_sq"] > 0 and doubtful:
         second = _second_opinion(matrix, "both", ask)
     found["n_spikes_whitened"] = second["n_spikes"] if second else None
     found["warnings"] += second["warnings"] if second else []

@@ -2,7 +2,7 @@
 
 use mpcore_core::linalg::dense::Real;
 use mpcore_core::linalg::rsvd::{self, Request};
-use mpcore_core::linalg::survey::survey;
+use mpcore_core::linalg::survey::{Kurtosis, kurtosis, nonzero_lines};
 use mpcore_core::linalg::values::{Precision, singular_values};
 use mpcore_core::mp::edge::{self, Model, Question};
 use mpcore_core::mp::lanczos::{self, Sketch};
@@ -50,20 +50,29 @@ fn values<'py, T: Real + Element>(
     Ok(found.map_err(|e| to_python(&e))?.into_pyarray(py))
 }
 
-fn look<'py, T: Real + Element>(
+fn lines<'py, T: Real + Element>(
     py: Python<'py>,
     w: &PyReadonlyArray2<'py, T>,
     threads: Option<usize>,
-) -> PyResult<(Flags<'py>, Flags<'py>, f64)> {
+) -> PyResult<(Flags<'py>, Flags<'py>)> {
     let (data, (_, columns)) = contiguous(w)?;
-    let seen = py
-        .detach(|| with_threads(threads, || survey(data, columns)))
+    let (rows, columns) = py
+        .detach(|| with_threads(threads, || nonzero_lines(data, columns)))
         .map_err(|e| to_python(&e))?;
-    Ok((
-        seen.rows.into_pyarray(py),
-        seen.columns.into_pyarray(py),
-        seen.kurtosis,
-    ))
+    Ok((rows.into_pyarray(py), columns.into_pyarray(py)))
+}
+
+fn tails<T: Real + Element>(
+    py: Python<'_>,
+    w: &PyReadonlyArray2<'_, T>,
+    deviation: Option<f64>,
+    threads: Option<usize>,
+) -> PyResult<(f64, f64)> {
+    let (data, (_, columns)) = contiguous(w)?;
+    let found = py
+        .detach(|| with_threads(threads, || kurtosis(data, columns, deviation)))
+        .map_err(|e| to_python(&e))?;
+    Ok((found.all, found.noise))
 }
 
 fn scales<'py, T: Real + Element>(
@@ -90,7 +99,7 @@ fn scales<'py, T: Real + Element>(
 }
 
 macro_rules! by_type {
-    ($values:ident, $survey:ident, $sinkhorn:ident, $lanczos:ident, $float:ty) => {
+    ($values:ident, $lines:ident, $kurtosis:ident, $sinkhorn:ident, $lanczos:ident, $float:ty) => {
         #[pyfunction]
         #[pyo3(signature = (w, bulk, threads=None))]
         fn $values<'py>(
@@ -104,12 +113,23 @@ macro_rules! by_type {
 
         #[pyfunction]
         #[pyo3(signature = (w, threads=None))]
-        fn $survey<'py>(
+        fn $lines<'py>(
             py: Python<'py>,
             w: PyReadonlyArray2<'py, $float>,
             threads: Option<usize>,
-        ) -> PyResult<(Flags<'py>, Flags<'py>, f64)> {
-            look(py, &w, threads)
+        ) -> PyResult<(Flags<'py>, Flags<'py>)> {
+            lines(py, &w, threads)
+        }
+
+        #[pyfunction]
+        #[pyo3(signature = (w, deviation, threads=None))]
+        fn $kurtosis(
+            py: Python<'_>,
+            w: PyReadonlyArray2<'_, $float>,
+            deviation: Option<f64>,
+            threads: Option<usize>,
+        ) -> PyResult<(f64, f64)> {
+            tails(py, &w, deviation, threads)
         }
 
         #[pyfunction]
@@ -131,14 +151,17 @@ macro_rules! by_type {
             alpha: f64,
             k_max: Option<usize>,
             seed: u64,
-            kurtosis: f64,
+            kurtosis: (f64, f64),
             threads: Option<usize>,
         ) -> PyResult<(Option<Bound<'py, PyDict>>, String)> {
             let question = lanczos::Question {
                 alpha,
                 most: k_max,
                 seed,
-                kurtosis,
+                kurtosis: Kurtosis {
+                    all: kurtosis.0,
+                    noise: kurtosis.1,
+                },
             };
             sketch(py, &w, &question, threads)
         }
@@ -146,14 +169,16 @@ macro_rules! by_type {
 }
 by_type!(
     singular_values_f32,
-    survey_f32,
+    nonzero_lines_f32,
+    kurtosis_f32,
     sinkhorn_f32,
     lanczos_edge_f32,
     f32
 );
 by_type!(
     singular_values_f64,
-    survey_f64,
+    nonzero_lines_f64,
+    kurtosis_f64,
     sinkhorn_f64,
     lanczos_edge_f64,
     f64
@@ -235,7 +260,7 @@ fn find_edge<'py>(
     k_max: Option<usize>,
     n_boot: usize,
     seed: u64,
-    kurtosis: f64,
+    kurtosis: (f64, f64),
     eps: f64,
     threads: Option<usize>,
 ) -> PyResult<Bound<'py, PyDict>> {
@@ -257,7 +282,10 @@ fn find_edge<'py>(
         most: k_max,
         draws: n_boot,
         seed,
-        kurtosis,
+        kurtosis: Kurtosis {
+            all: kurtosis.0,
+            noise: kurtosis.1,
+        },
         eps,
     };
     let values = values.as_slice()?;
@@ -416,8 +444,10 @@ fn wrap(py: Python<'_>, found: Report) -> PyResult<Bound<'_, PyDict>> {
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(singular_values_f32, module)?)?;
     module.add_function(wrap_pyfunction!(singular_values_f64, module)?)?;
-    module.add_function(wrap_pyfunction!(survey_f32, module)?)?;
-    module.add_function(wrap_pyfunction!(survey_f64, module)?)?;
+    module.add_function(wrap_pyfunction!(nonzero_lines_f32, module)?)?;
+    module.add_function(wrap_pyfunction!(kurtosis_f32, module)?)?;
+    module.add_function(wrap_pyfunction!(nonzero_lines_f64, module)?)?;
+    module.add_function(wrap_pyfunction!(kurtosis_f64, module)?)?;
     module.add_function(wrap_pyfunction!(sinkhorn_f32, module)?)?;
     module.add_function(wrap_pyfunction!(sinkhorn_f64, module)?)?;
     module.add_function(wrap_pyfunction!(lanczos_edge_f32, module)?)?;
