@@ -1,10 +1,16 @@
 //! Python binding: unpack, run without the GIL, wrap. One file per module of the core.
 
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands over its array guards by value"
+)]
+
 use pyo3::prelude::*;
 
 mod certify;
 mod compensate;
 mod error;
+mod law;
 mod masks;
 mod permute;
 mod sparse;
@@ -14,6 +20,7 @@ mod spectra;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     spectra::register(module)?;
+    law::register(module)?;
     certify::register(module)?;
     compensate::register(module)?;
     masks::register(module)?;

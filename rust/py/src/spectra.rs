@@ -1,4 +1,4 @@
-//! Singular values, the Marchenko-Pastur law and the edge.
+//! Singular values and the edge.
 
 use mpcore_core::linalg::dense::Real;
 use mpcore_core::linalg::rsvd::{self, Request};
@@ -6,10 +6,8 @@ use mpcore_core::linalg::survey::{Kurtosis, kurtosis, nonzero_lines};
 use mpcore_core::linalg::values::{Precision, singular_values};
 use mpcore_core::mp::edge::{self, Model, Question};
 use mpcore_core::mp::lanczos::{self, Sketch};
-use mpcore_core::mp::law::Law;
 use mpcore_core::mp::report::{Report, Spike};
 use mpcore_core::mp::whiten::{self, Sides};
-use mpcore_core::mp::{spike, tracy_widom};
 use mpcore_core::threads::with_threads;
 use numpy::{
     Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
@@ -190,56 +188,6 @@ fn profile_edge(
     columns: PyReadonlyArray1<'_, f64>,
 ) -> PyResult<f64> {
     Ok(whiten::profile_edge(rows.as_slice()?, columns.as_slice()?))
-}
-
-/// Elementwise over three arrays of one length.
-#[pyfunction]
-fn mp_law<'py>(
-    py: Python<'py>,
-    what: &str,
-    x: PyReadonlyArray1<'py, f64>,
-    gamma: PyReadonlyArray1<'py, f64>,
-    sigma_sq: PyReadonlyArray1<'py, f64>,
-) -> PyResult<Vector<'py>> {
-    let function: fn(&Law, f64) -> f64 = match what {
-        "pdf" => Law::pdf,
-        "cdf" => Law::cdf,
-        "ppf" => Law::ppf,
-        "sample" => spike::sample_singular,
-        "strength" => spike::strength_singular,
-        other => {
-            return Err(PyValueError::new_err(format!(
-                "mp_law: no function {other:?}"
-            )));
-        }
-    };
-    let found: Result<Vec<f64>, _> = x
-        .as_slice()?
-        .iter()
-        .zip(gamma.as_slice()?.iter().zip(sigma_sq.as_slice()?))
-        .map(|(x, (gamma, sigma_sq))| Law::new(*gamma, *sigma_sq).map(|law| function(&law, *x)))
-        .collect();
-    Ok(found.map_err(|e| to_python(&e))?.into_pyarray(py))
-}
-
-#[pyfunction]
-fn tracy_widom_law<'py>(
-    py: Python<'py>,
-    what: &str,
-    x: PyReadonlyArray1<'py, f64>,
-) -> PyResult<Vector<'py>> {
-    let function = match what {
-        "cdf" => tracy_widom::cdf,
-        "sf" => tracy_widom::sf,
-        "ppf" => tracy_widom::ppf,
-        other => {
-            return Err(PyValueError::new_err(format!(
-                "tracy_widom_law: no function {other:?}"
-            )));
-        }
-    };
-    let found: Vec<f64> = x.as_slice()?.iter().map(|x| function(*x)).collect();
-    Ok(found.into_pyarray(py))
 }
 
 /// Everything about the edge that follows from the singular values alone.
@@ -454,7 +402,5 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(lanczos_edge_f64, module)?)?;
     module.add_function(wrap_pyfunction!(top_svd, module)?)?;
     module.add_function(wrap_pyfunction!(profile_edge, module)?)?;
-    module.add_function(wrap_pyfunction!(mp_law, module)?)?;
-    module.add_function(wrap_pyfunction!(tracy_widom_law, module)?)?;
     module.add_function(wrap_pyfunction!(find_edge, module)?)
 }
