@@ -15,12 +15,14 @@ mod masks;
 mod permute;
 mod sparse;
 mod spectra;
+mod svd;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     spectra::register(module)?;
     law::register(module)?;
+    svd::register(module)?;
     certify::register(module)?;
     compensate::register(module)?;
     masks::register(module)?;

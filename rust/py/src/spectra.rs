@@ -1,7 +1,6 @@
 //! Singular values and the edge.
 
 use mpcore_core::linalg::dense::Real;
-use mpcore_core::linalg::rsvd::{self, Request};
 use mpcore_core::linalg::survey::{Kurtosis, kurtosis, nonzero_lines};
 use mpcore_core::linalg::values::{Precision, singular_values};
 use mpcore_core::mp::edge::{self, Model, Question};
@@ -10,8 +9,7 @@ use mpcore_core::mp::report::{Report, Spike};
 use mpcore_core::mp::whiten::{self, Sides};
 use mpcore_core::threads::with_threads;
 use numpy::{
-    Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
-    PyUntypedArrayMethods,
+    Element, IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -22,7 +20,7 @@ use crate::error::to_python;
 type Vector<'py> = Bound<'py, PyArray1<f64>>;
 type Flags<'py> = Bound<'py, PyArray1<bool>>;
 
-fn contiguous<'a, T: Element>(
+pub(crate) fn contiguous<'a, T: Element>(
     w: &'a PyReadonlyArray2<'_, T>,
 ) -> PyResult<(&'a [T], (usize, usize))> {
     let shape = (w.shape()[0], w.shape()[1]);
@@ -248,46 +246,7 @@ fn find_edge<'py>(
     Ok(result)
 }
 
-/// (left (k x rows) transposed, values, right (k x columns) transposed, residuals, products)
-type Triplets<'py> = (
-    Bound<'py, PyArray2<f64>>,
-    Vector<'py>,
-    Bound<'py, PyArray2<f64>>,
-    Vector<'py>,
-    usize,
-);
-
-#[pyfunction]
-#[pyo3(signature = (w, k, tol, fast, seed, threads=None))]
-fn top_svd<'py>(
-    py: Python<'py>,
-    w: PyReadonlyArray2<'py, f64>,
-    k: usize,
-    tol: f64,
-    fast: bool,
-    seed: u64,
-    threads: Option<usize>,
-) -> PyResult<Triplets<'py>> {
-    let (data, shape) = contiguous(&w)?;
-    let request = Request {
-        k,
-        tolerance: tol,
-        fast,
-        seed,
-    };
-    let found = py
-        .detach(|| with_threads(threads, || rsvd::top(data, shape, &request, &interrupted)))
-        .map_err(|e| to_python(&e))?;
-    let left = found.left.into_pyarray(py).reshape([k, shape.0])?;
-    let right = found.right.into_pyarray(py).reshape([k, shape.1])?;
-    let (values, residuals) = (
-        found.values.into_pyarray(py),
-        found.residuals.into_pyarray(py),
-    );
-    Ok((left, values, right, residuals, found.products))
-}
-
-fn interrupted() -> bool {
+pub(crate) fn interrupted() -> bool {
     Python::attach(|py| py.check_signals().is_err())
 }
 
@@ -400,7 +359,6 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(sinkhorn_f64, module)?)?;
     module.add_function(wrap_pyfunction!(lanczos_edge_f32, module)?)?;
     module.add_function(wrap_pyfunction!(lanczos_edge_f64, module)?)?;
-    module.add_function(wrap_pyfunction!(top_svd, module)?)?;
     module.add_function(wrap_pyfunction!(profile_edge, module)?)?;
     module.add_function(wrap_pyfunction!(find_edge, module)?)
 }
