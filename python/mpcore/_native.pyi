@@ -91,41 +91,16 @@ def nm_linear(
 
 # spectra
 
-def singular_values_f32(
-    w: npt.NDArray[np.float32], bulk: bool, threads: int | None = None
-) -> npt.NDArray[np.float64]: ...
-def singular_values_f64(
-    w: npt.NDArray[np.float64], bulk: bool, threads: int | None = None
-) -> npt.NDArray[np.float64]: ...
-def nonzero_lines_f32(
-    w: npt.NDArray[np.float32], threads: int | None = None
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]: ...
-def kurtosis_f32(
-    w: npt.NDArray[np.float32], deviation: float | None, threads: int | None = None
-) -> tuple[float, float]: ...
-def nonzero_lines_f64(
-    w: npt.NDArray[np.float64], threads: int | None = None
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]: ...
-def kurtosis_f64(
-    w: npt.NDArray[np.float64], deviation: float | None, threads: int | None = None
-) -> tuple[float, float]: ...
-def sinkhorn_f32(
-    w: npt.NDArray[np.float32], sides: str, threads: int | None = None
+_Matrix = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+def singular_values(w: _Matrix, bulk: bool, threads: int | None = None) -> npt.NDArray[np.float64]: ...
+def nonzero_lines(w: _Matrix, threads: int | None = None) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]: ...
+def kurtosis(w: _Matrix, deviation: float | None, threads: int | None = None) -> tuple[float, float]: ...
+def sinkhorn(
+    w: _Matrix, sides: str, threads: int | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
-def sinkhorn_f64(
-    w: npt.NDArray[np.float64], sides: str, threads: int | None = None
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
-def lanczos_edge_f32(
-    w: npt.NDArray[np.float32],
-    *,
-    alpha: float,
-    k_max: int | None,
-    seed: int,
-    kurtosis: tuple[float, float],
-    threads: int | None = None,
-) -> tuple[dict[str, Any] | None, str]: ...
-def lanczos_edge_f64(
-    w: npt.NDArray[np.float64],
+def lanczos_edge(
+    w: _Matrix,
     *,
     alpha: float,
     k_max: int | None,

@@ -9,20 +9,18 @@ use pyo3::prelude::*;
 
 mod certify;
 mod compensate;
+mod edge;
 mod error;
-mod law;
 mod masks;
 mod permute;
 mod sparse;
 mod spectra;
-mod svd;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    edge::register(module)?;
     spectra::register(module)?;
-    law::register(module)?;
-    svd::register(module)?;
     certify::register(module)?;
     compensate::register(module)?;
     masks::register(module)?;
