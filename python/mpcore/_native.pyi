@@ -91,40 +91,21 @@ def nm_linear(
 
 # spectra
 
-def singular_values_f32(
-    w: npt.NDArray[np.float32], bulk: bool, threads: int | None = None
-) -> npt.NDArray[np.float64]: ...
-def singular_values_f64(
-    w: npt.NDArray[np.float64], bulk: bool, threads: int | None = None
-) -> npt.NDArray[np.float64]: ...
-def survey_f32(
-    w: npt.NDArray[np.float32], threads: int | None = None
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], float]: ...
-def survey_f64(
-    w: npt.NDArray[np.float64], threads: int | None = None
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], float]: ...
-def sinkhorn_f32(
-    w: npt.NDArray[np.float32], sides: str, threads: int | None = None
+_Matrix = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+def singular_values(w: _Matrix, bulk: bool, threads: int | None = None) -> npt.NDArray[np.float64]: ...
+def nonzero_lines(w: _Matrix, threads: int | None = None) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]: ...
+def kurtosis(w: _Matrix, deviation: float | None, threads: int | None = None) -> tuple[float, float]: ...
+def sinkhorn(
+    w: _Matrix, sides: str, threads: int | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
-def sinkhorn_f64(
-    w: npt.NDArray[np.float64], sides: str, threads: int | None = None
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
-def lanczos_edge_f32(
-    w: npt.NDArray[np.float32],
+def lanczos_edge(
+    w: _Matrix,
     *,
     alpha: float,
     k_max: int | None,
     seed: int,
-    kurtosis: float,
-    threads: int | None = None,
-) -> tuple[dict[str, Any] | None, str]: ...
-def lanczos_edge_f64(
-    w: npt.NDArray[np.float64],
-    *,
-    alpha: float,
-    k_max: int | None,
-    seed: int,
-    kurtosis: float,
+    kurtosis: tuple[float, float],
     threads: int | None = None,
 ) -> tuple[dict[str, Any] | None, str]: ...
 def top_svd(
@@ -141,7 +122,7 @@ def find_edge(
     k_max: int | None,
     n_boot: int,
     seed: int,
-    kurtosis: float,
+    kurtosis: tuple[float, float],
     eps: float,
     threads: int | None,
 ) -> dict[str, Any]: ...

@@ -245,3 +245,78 @@ def nm_linear(W: Array, X: Array, bias: Array | None = None, activation: str | N
     if activation == "gelu":
         return np.array(out * 0.5 * np.vectorize(math.erfc, otypes=[float])(-out / math.sqrt(2)))
     return out
+
+
+# spectra
+
+
+def mp_pdf(x: Array, gamma: float, sigma_sq: float = 1.0) -> Array:
+    """sqrt((b - x)(x - a)) / (2 pi gamma sigma_sq x) between the edges a, b = sigma_sq (1 -+ sqrt(gamma))^2."""
+    low, high = sigma_sq * (1 - gamma**0.5) ** 2, sigma_sq * (1 + gamma**0.5) ** 2
+    inside = (x > low) & (x < high)
+    y = np.where(inside, x, 1.0)
+    density: Array = np.where(inside, np.sqrt(np.clip((high - y) * (y - low), 0, None)) / y, 0.0)
+    return density / (2 * np.pi * gamma * sigma_sq)
+
+
+def mp_cdf(x: float, gamma: float, sigma_sq: float = 1.0, nodes: int = 20_001) -> float:
+    """Trapezoid of the density in the angle t, x = a + (b - a) sin^2(t / 2), where it has no singular edge."""
+    low, high = sigma_sq * (1 - gamma**0.5) ** 2, sigma_sq * (1 + gamma**0.5) ** 2
+    end = 2 * np.arcsin(np.sqrt(np.clip((x - low) / (high - low), 0, 1)))
+    angle = np.linspace(0, end, nodes)
+    at = low + (high - low) * np.sin(angle / 2) ** 2
+    values = mp_pdf(at, gamma, sigma_sq) * (high - low) * np.sin(angle) / 2
+    return float(((values[1:] + values[:-1]) / 2 * np.diff(angle)).sum())
+
+
+def mp_ppf(q: float, gamma: float, sigma_sq: float = 1.0) -> float:
+    """The point where the trapezoid reaches q, by bisection."""
+    low, high = sigma_sq * (1 - gamma**0.5) ** 2, sigma_sq * (1 + gamma**0.5) ** 2
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mp_cdf(middle, gamma, sigma_sq) < q else (low, middle)
+    return float((low + high) / 2)
+
+
+def spike_to_sample(theta: float, gamma: float, sigma_sq: float = 1.0) -> float:
+    """Singular value of W / sqrt(n) for a signal of strength theta; the edge below the transition."""
+    if theta**2 <= sigma_sq * gamma**0.5:
+        return float(sigma_sq**0.5 * (1 + gamma**0.5))
+    return float(((theta**2 + sigma_sq) * (theta**2 + sigma_sq * gamma)) ** 0.5 / theta)
+
+
+def bema(values: Array, n: int, trim: float, quantile: float) -> tuple[float, float]:
+    """Variance and threshold (singular value) of BEMA; ``quantile`` is the Tracy-Widom one of level 1 - beta."""
+    p = len(values)
+    gamma, eigenvalues = p / n, np.sort(values)[::-1] ** 2 / n
+    ranks = np.arange(int(np.ceil(trim * p)), int(np.floor((1 - trim) * p)) + 1)
+    upper = np.array([mp_ppf(1 - k / p, gamma) for k in ranks])
+    sigma_sq = float((upper * eigenvalues[ranks - 1]).sum() / (upper**2).sum())
+    width = quantile * n ** (-2 / 3) * gamma ** (-1 / 6) * (1 + gamma**0.5) ** (4 / 3)
+    return sigma_sq, float((n * sigma_sq * ((1 + gamma**0.5) ** 2 + width)) ** 0.5)
+
+
+def energy_variance(values: Array, n: int, spikes: int) -> float:
+    """Variance s with sum of bulk eigenvalues = s (p - K)(n - K)(1 - sum of s / theta_i^2), by bisection.
+
+    theta_i^2 solves (theta^2 + s (n - K))(theta^2 + s (p - K)) / theta^2 = squared value.
+    """
+    squares, P, N = np.sort(values)[::-1] ** 2, len(values) - spikes, n - spikes
+    low, high = 0.0, squares[spikes:].sum() / (P * N) * 10
+    for _ in range(200):
+        s = (low + high) / 2
+        y = squares[:spikes] - s * (P + N)
+        theta_sq = (y + np.sqrt(np.clip(y**2 - 4 * s**2 * P * N, 0, None))) / 2
+        short = s * P * N * (1 - (s / np.maximum(theta_sq, s * (P * N) ** 0.5)).sum()) < squares[spikes:].sum()
+        low, high = (s, high) if short else (low, s)
+    return float((low + high) / 2)
+
+
+def noise_edge(rows: Array, columns: Array) -> float:
+    """Largest singular value of noise with variance rows[i] * columns[j], by brute force over a fine grid."""
+    alpha = np.linspace(0, 1 / rows.max(), 4001)[1:-1]
+    beta = np.linspace(0, 1 / columns.max(), 4001)[1:-1]
+    on_rows = (rows / (1 - alpha[:, None] * rows)).sum(axis=1)
+    on_columns = (columns / (1 - beta[:, None] * columns)).sum(axis=1)
+    partner = np.interp(alpha * on_rows, beta * on_columns, beta)
+    return float((on_rows / partner).min() ** 0.5)

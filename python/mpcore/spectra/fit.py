@@ -9,8 +9,9 @@ import numpy as np
 
 from mpcore import _native
 from mpcore.records import ConvergenceError, to_numpy
+from mpcore.spectra import mp
 from mpcore.spectra.edgefit import EdgeFit, GoodnessOfFit, Ranks, Spike
-from mpcore.spectra.values import all_values, native_matrix, svd
+from mpcore.spectra.values import all_values, check_count, native_matrix, svd
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +54,8 @@ def fit_edge(
             to exact with a warning; "auto" is exact up to 4096 values, Lanczos above.
         model: "mp", "free", "whitened" (edge of noise with the row and column variances of W) or "auto".
         alpha: level of the Tracy-Widom test for spikes, in (0, 1/2].
-        whiten: sides that the second opinion scales: "rows", "cols", "both", or "none": only where the law is rejected.
+        whiten: sides that the second opinion scales: "rows", "cols", "both"; "none" asks for one (of both sides) only
+            where there are spikes or the law is rejected.
         k_max: most spikes to look for; None: 60 % of the values.
         n_boot: simulated spectra for the p-value and the interval of the variance; 0 uses calibrated formulas,
             otherwise at least 100.
@@ -77,10 +79,12 @@ def fit_edge(
     _one_of("method", method, ("auto", "exact", "lanczos"))
     _one_of("model", model, ("auto", "mp", "free", "whitened"))
     _one_of("whiten", whiten, ("none", "rows", "cols", "both"))
+    for name, value, least in (("k_max", k_max, 0), ("n_boot", n_boot, 0), ("seed", seed, 0), ("threads", threads, 1)):
+        if value is not None:
+            check_count(name, value, least)
     matrix = _prepare(to_numpy(W, "W", ndim=2), threads)
     rule = PAPER if paper else BEMA if bema else None
     ask = {"alpha": alpha, "k_max": k_max, "n_boot": n_boot, "seed": seed, "threads": threads}
-    ask |= {"kurtosis": matrix.kurtosis, "eps": matrix.eps}
     needs_all = rule is not None or model in ("free", "whitened") or n_boot > 0 or return_values
     found, refusal = _without_values(matrix, method, needs_all, ask)
     values = None
@@ -125,9 +129,6 @@ class _Matrix(NamedTuple):
 
     given: NDArray[Any]
     kept: NDArray[Any]
-    rows: NDArray[np.bool_]
-    columns: NDArray[np.bool_]
-    kurtosis: float
     eps: float
 
     @property
@@ -138,10 +139,6 @@ class _Matrix(NamedTuple):
     def n(self) -> int:
         return int(max(self.kept.shape))
 
-    def native(self, name: str) -> Any:
-        """The native function for this element type."""
-        return getattr(_native, f"{name}_{'f64' if self.kept.dtype == np.float64 else 'f32'}")
-
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
@@ -151,15 +148,14 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _prepare(array: NDArray[Any], threads: int | None) -> _Matrix:
     whole = native_matrix(array)
     eps = float(np.finfo(whole.dtype).eps)
-    draft = _Matrix(array, whole, np.ones(0, bool), np.ones(0, bool), 0.0, eps)
-    rows, columns, kurtosis = draft.native("survey")(whole, threads)
+    rows, columns = _native.nonzero_lines(whole, threads)
     shape = f"{array.shape[0]} x {array.shape[1]}"
     if not rows.any():
         raise ValueError(f"W: all entries of the {shape} matrix are zero, there is no spectrum to fit")
     kept = whole if rows.all() and columns.all() else np.ascontiguousarray(whole[np.ix_(rows, columns)])
     if min(kept.shape) < 2:
         raise ValueError(f"W: {shape} with {kept.shape} left after zero rows and columns; wanted at least 2 x 2")
-    return draft._replace(kept=kept, rows=rows, columns=columns, kurtosis=kurtosis)
+    return _Matrix(array, kept, eps)
 
 
 def _without_values(
@@ -170,8 +166,9 @@ def _without_values(
         return None, []
     if needs_all:
         return None, ["Lanczos cannot answer what was asked (it sees no whole spectrum): exact values were used"]
-    arguments = {name: ask[name] for name in ("alpha", "k_max", "seed", "kurtosis", "threads")}
-    found, reason = matrix.native("lanczos_edge")(matrix.kept, **arguments)
+    kurtosis = _native.kurtosis(matrix.kept, None, ask["threads"])
+    arguments = {name: ask[name] for name in ("alpha", "k_max", "seed", "threads")}
+    found, reason = _native.lanczos_edge(matrix.kept, kurtosis=kurtosis, **arguments)
     return found, [] if found is not None else [f"Lanczos gave up ({reason}): exact values were used"]
 
 
@@ -184,6 +181,10 @@ def _with_values(
     ask: dict[str, Any],
 ) -> dict[str, Any]:
     second = None
+    # The median value gives the noise's deviation whatever the spikes.
+    deviation = float(np.median(values)) / math.sqrt(matrix.n * mp.ppf(0.5, matrix.p / matrix.n))
+    kurtosis = _native.kurtosis(matrix.kept, deviation, ask["threads"])
+    ask = {**ask, "kurtosis": kurtosis, "eps": matrix.eps}
     if model == "whitened" or whiten != "none":
         second = _second_opinion(matrix, "both" if whiten == "none" else whiten, ask)
     if model == "whitened" and second is not None and second["profile"] is None:
@@ -191,7 +192,8 @@ def _with_values(
     profile = second["profile"] if model == "whitened" and second is not None else None
     kind = "auto" if model == "whitened" else model
     found: dict[str, Any] = _native.find_edge(values, matrix.n, model=kind, bema=rule, profile=profile, **ask)
-    if second is None and model == "auto" and rule is None and found["sigma_sq"] > 0 and not found["gof"][3]:
+    doubtful = found["n_spikes"] > 0 or not found["gof"][3]
+    if second is None and model == "auto" and rule is None and found["sigma_sq"] > 0 and doubtful:
         second = _second_opinion(matrix, "both", ask)
     found["n_spikes_whitened"] = second["n_spikes"] if second else None
     found["warnings"] += second["warnings"] if second else []
@@ -201,15 +203,29 @@ def _with_values(
 def _second_opinion(matrix: _Matrix, sides: str, ask: dict[str, Any]) -> dict[str, Any]:
     """Spikes after scaling rows and columns to equal mean square, and the edge of noise with these scales."""
     try:
-        rows, columns = matrix.native("sinkhorn")(matrix.kept, sides, ask["threads"])
+        rows, columns = _native.sinkhorn(matrix.kept, sides, ask["threads"])
     except ConvergenceError as error:
         return {"n_spikes": None, "profile": None, "warnings": [f"no second opinion: {error}"]}
     white = (matrix.kept / rows[:, None] / columns).astype(matrix.kept.dtype)
     values = all_values(white, bulk=True, threads=ask["threads"])
     found = _native.find_edge(values, matrix.n, model="mp", bema=None, profile=None, **ask)
     unit = float(rows.max())
-    edge = unit * _native.profile_edge((rows / unit) ** 2 * found["sigma_sq"], columns**2)
+    on_rows = _without_sampling_noise((rows / unit) ** 2, len(columns))
+    on_columns = _without_sampling_noise(columns**2, len(rows))
+    edge = unit * _native.profile_edge(on_rows * found["sigma_sq"], on_columns)
     return {"n_spikes": found["n_spikes"], "profile": edge, "warnings": []}
+
+
+def _without_sampling_noise(variances: NDArray[np.float64], samples: int) -> NDArray[np.float64]:
+    """Variances pulled towards their mean until their spread is what it was before each was measured on few samples.
+
+    A mean of ``samples`` squares has relative variance 2 / samples, which would widen the profile and its edge.
+    """
+    mean, spread = variances.mean(), variances.var()
+    measured = 2 / samples * np.mean(variances**2)
+    share = math.sqrt(max(0.0, 1 - measured / spread)) if spread > 0 else 0.0
+    pulled: NDArray[np.float64] = mean + share * (variances - mean)
+    return pulled
 
 
 def _sizes(matrix: _Matrix, found: dict[str, Any]) -> dict[str, Any]:

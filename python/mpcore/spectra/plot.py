@@ -27,37 +27,48 @@ def draw(fit: EdgeFit, ax: Axes | None, title: str | None) -> Axes:
     edge = fit.edge**2 / fit.n
     spikes = eigenvalues[: fit.n_spikes]
     limit = _limit(eigenvalues, edge, spikes)
-    _bulk(ax, eigenvalues, limit)
+    highest = _bulk(ax, eigenvalues, limit)
     if fit.sigma_sq > 0:
-        x = np.linspace(fit.lambda_minus, fit.lambda_plus, 512)[1:]
-        share = (fit.p - fit.n_spikes) / fit.p
-        ax.plot(x, share * fit.pdf(x), color=LAW, lw=1.8, label="Marchenko-Pastur", zorder=3)
+        _law(ax, fit)
     _edge(ax, fit, edge)
     _spikes(ax, spikes, limit)
     ax.set_xlim(min(0.0, eigenvalues[-1]), limit)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.12 * highest)
     ax.set_xlabel("eigenvalue of W Wᵀ / n")
     ax.set_ylabel("density")
     ax.set_title(title if title is not None else _title(fit), fontsize=10, loc="left")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, loc="upper right")
+    ax.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8, loc="upper right")
     return ax
 
 
 def _limit(eigenvalues: NDArray[np.float64], edge: float, spikes: NDArray[np.float64]) -> float:
-    """Right end: all spikes if they lie within 2.5 edges, otherwise 2.5 edges with the rest named at the border."""
+    """Right end: room for the spikes within 2.5 edges; those beyond are named at the border."""
     if edge <= 0:
         return float(eigenvalues[0]) * 1.05
-    furthest = float(spikes[0]) if len(spikes) else edge
-    return float(min(max(furthest * 1.06, edge * 1.25), edge * 2.5))
+    near = spikes[spikes <= 2.5 * edge]
+    room = 1.3 if len(near) == len(spikes) else 1.6
+    return float(max(near[0] * 1.1 if len(near) else 0.0, edge * room))
 
 
-def _bulk(ax: Axes, eigenvalues: NDArray[np.float64], limit: float) -> None:
+def _bulk(ax: Axes, eigenvalues: NDArray[np.float64], limit: float) -> float:
+    """Histogram as a density of all eigenvalues; returns its highest bar."""
     inside = eigenvalues[eigenvalues <= limit]
     bins = int(np.clip(2.5 * np.sqrt(len(inside)), 12, 90))
     edges = np.linspace(0, limit, bins + 1)
     weights = np.full(len(inside), 1 / (len(eigenvalues) * (edges[1] - edges[0])))
-    ax.hist(inside, edges.tolist(), weights=weights, color=BULK, edgecolor="white", linewidth=0.4, label="eigenvalues")
+    heights, *_ = ax.hist(
+        inside, edges.tolist(), weights=weights, color=BULK, edgecolor="white", linewidth=0.4, label="eigenvalues"
+    )
+    return float(np.max(heights))
+
+
+def _law(ax: Axes, fit: EdgeFit) -> None:
+    # Points crowd at both edges, where the density is steep.
+    angle = np.linspace(0, np.pi, 400)
+    x = fit.lambda_minus + (fit.lambda_plus - fit.lambda_minus) * np.sin(angle / 2) ** 2
+    density = np.asarray(fit.pdf(x)) * (fit.p - fit.n_spikes) / fit.p
+    ax.plot(x[np.isfinite(density)], density[np.isfinite(density)], color=LAW, lw=1.8, label="Marchenko-Pastur")
 
 
 def _edge(ax: Axes, fit: EdgeFit, edge: float) -> None:
@@ -75,8 +86,10 @@ def _spikes(ax: Axes, spikes: NDArray[np.float64], limit: float) -> None:
         height = np.full(len(shown), 0.03)
         ax.plot(shown, height, "v", color=SPIKE, ms=6, mew=0, transform=transform, label="spikes", zorder=4)
     if beyond:
-        words = f"{beyond} more {'spike' if beyond == 1 else 'spikes'}, up to {spikes[0]:.3g}  ▸"
-        ax.text(0.995, 0.09, words, color=SPIKE, ha="right", fontsize=8, transform=ax.transAxes)
+        words = (
+            f"{beyond}{' more' if len(shown) else ''} {'spike' if beyond == 1 else 'spikes'}, up to {spikes[0]:.3g}  ▸"
+        )
+        ax.text(0.995, 0.08, words, color=SPIKE, ha="right", fontsize=8, transform=ax.transAxes)
 
 
 def _title(fit: EdgeFit) -> str:

@@ -39,10 +39,15 @@ def native_matrix(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
 
 
+def check_count(name: str, value: Any, least: int) -> None:
+    """Refuse what is not an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name}: {value!r} is not an integer of at least {least}")
+
+
 def all_values(matrix: NDArray[Any], *, bulk: bool, threads: int | None) -> NDArray[np.float64]:
     """Singular values of what :func:`native_matrix` returned; ``bulk`` trades the smallest ones for speed."""
-    function = _native.singular_values_f64 if matrix.dtype == np.float64 else _native.singular_values_f32
-    return function(matrix, bulk, threads)
+    return _native.singular_values(matrix, bulk, threads)
 
 
 def svdvals(W: Any, *, threads: int | None = None) -> NDArray[np.float64]:
@@ -111,6 +116,9 @@ def svd(
         raise ValueError(f"k: {k!r} is not an integer between 1 and {limit}, the shorter side of {array.shape}")
     if method not in ("krylov", "fast"):
         raise ValueError(f"method: {method!r} is not 'krylov' or 'fast'")
+    check_count("seed", seed, 0)
+    if threads is not None:
+        check_count("threads", threads, 1)
     if not 1e-14 <= tol < 1:
         raise ValueError(f"tol: {tol!r} is not in [1e-14, 1)")
     wide = np.ascontiguousarray(array, dtype=np.float64)

@@ -1,9 +1,15 @@
 //! Python binding: unpack, run without the GIL, wrap. One file per module of the core.
 
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands over its array guards by value"
+)]
+
 use pyo3::prelude::*;
 
 mod certify;
 mod compensate;
+mod edge;
 mod error;
 mod masks;
 mod permute;
@@ -13,6 +19,7 @@ mod spectra;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    edge::register(module)?;
     spectra::register(module)?;
     certify::register(module)?;
     compensate::register(module)?;

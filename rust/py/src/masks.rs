@@ -1,10 +1,5 @@
 //! Masks: `mpcore_core::nm`.
 
-#![expect(
-    clippy::needless_pass_by_value,
-    reason = "pyo3 hands over its array guards by value"
-)]
-
 use mpcore_core::nm::quadratic::Target;
 use mpcore_core::nm::{Fibers, Pattern, check, quadratic, select, transposable};
 use numpy::{

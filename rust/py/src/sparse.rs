@@ -1,10 +1,5 @@
 //! Packed weights and their products: `mpcore_core::nm::pack` and `mpcore_core::sparse`.
 
-#![expect(
-    clippy::needless_pass_by_value,
-    reason = "pyo3 hands over its array guards by value"
-)]
-
 use mpcore_core::nm::Pattern;
 use mpcore_core::nm::pack;
 use mpcore_core::sparse::linear::{self, Activation, Layer};

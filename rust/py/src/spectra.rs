@@ -1,28 +1,62 @@
-//! Singular values, the Marchenko-Pastur law and the edge.
+//! Singular values, leading triplets, and what else is read off a matrix.
 
 use mpcore_core::linalg::dense::Real;
 use mpcore_core::linalg::rsvd::{self, Request};
-use mpcore_core::linalg::survey::survey;
-use mpcore_core::linalg::values::{Precision, singular_values};
-use mpcore_core::mp::edge::{self, Model, Question};
-use mpcore_core::mp::lanczos::{self, Sketch};
-use mpcore_core::mp::law::Law;
-use mpcore_core::mp::report::{Report, Spike};
+use mpcore_core::linalg::survey;
+use mpcore_core::linalg::values::{self, Precision};
 use mpcore_core::mp::whiten::{self, Sides};
-use mpcore_core::mp::{spike, tracy_widom};
 use mpcore_core::threads::with_threads;
 use numpy::{
-    Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
+    Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2,
     PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
 use crate::error::to_python;
 
-type Vector<'py> = Bound<'py, PyArray1<f64>>;
+pub(crate) type Vector<'py> = Bound<'py, PyArray1<f64>>;
 type Flags<'py> = Bound<'py, PyArray1<bool>>;
+
+/// A matrix in either precision; C-contiguous.
+#[derive(FromPyObject)]
+pub(crate) enum Matrix<'py> {
+    #[pyo3(transparent)]
+    Single(PyReadonlyArray2<'py, f32>),
+    #[pyo3(transparent)]
+    Double(PyReadonlyArray2<'py, f64>),
+}
+
+/// Work on a matrix of either precision, without the GIL, on a pool of so many threads.
+pub(crate) trait Work: Send {
+    type Output: Send;
+    fn run<T: Real>(self, w: &[T], shape: (usize, usize)) -> mpcore_core::Result<Self::Output>;
+}
+
+impl Matrix<'_> {
+    pub(crate) fn run<W: Work>(
+        &self,
+        py: Python<'_>,
+        threads: Option<usize>,
+        work: W,
+    ) -> PyResult<W::Output> {
+        match self {
+            Matrix::Single(w) => on(py, w, threads, work),
+            Matrix::Double(w) => on(py, w, threads, work),
+        }
+    }
+}
+
+fn on<T: Real + Element, W: Work>(
+    py: Python<'_>,
+    w: &PyReadonlyArray2<'_, T>,
+    threads: Option<usize>,
+    work: W,
+) -> PyResult<W::Output> {
+    let (data, shape) = contiguous(w)?;
+    py.detach(|| with_threads(threads, || work.run(data, shape)))
+        .map_err(|error| to_python(&error))
+}
 
 fn contiguous<'a, T: Element>(
     w: &'a PyReadonlyArray2<'_, T>,
@@ -34,41 +68,87 @@ fn contiguous<'a, T: Element>(
     Ok((data, shape))
 }
 
-fn values<'py, T: Real + Element>(
+/// Asked by long loops on the calling thread: did Ctrl-C arrive?
+pub(crate) fn interrupted() -> bool {
+    Python::attach(|py| py.check_signals().is_err())
+}
+
+struct Values(Precision);
+impl Work for Values {
+    type Output = Vec<f64>;
+    fn run<T: Real>(self, w: &[T], shape: (usize, usize)) -> mpcore_core::Result<Vec<f64>> {
+        values::singular_values(w, shape, self.0)
+    }
+}
+
+#[pyfunction]
+#[pyo3(signature = (w, bulk, threads=None))]
+fn singular_values<'py>(
     py: Python<'py>,
-    w: &PyReadonlyArray2<'py, T>,
+    w: Matrix<'py>,
     bulk: bool,
     threads: Option<usize>,
 ) -> PyResult<Vector<'py>> {
-    let (data, shape) = contiguous(w)?;
     let precision = if bulk {
         Precision::Bulk
     } else {
         Precision::Full
     };
-    let found = py.detach(|| with_threads(threads, || singular_values(data, shape, precision)));
-    Ok(found.map_err(|e| to_python(&e))?.into_pyarray(py))
+    Ok(w.run(py, threads, Values(precision))?.into_pyarray(py))
 }
 
-fn look<'py, T: Real + Element>(
+struct Lines;
+impl Work for Lines {
+    type Output = (Vec<bool>, Vec<bool>);
+    fn run<T: Real>(self, w: &[T], shape: (usize, usize)) -> mpcore_core::Result<Self::Output> {
+        survey::nonzero_lines(w, shape.1)
+    }
+}
+
+#[pyfunction]
+#[pyo3(signature = (w, threads=None))]
+fn nonzero_lines<'py>(
     py: Python<'py>,
-    w: &PyReadonlyArray2<'py, T>,
+    w: Matrix<'py>,
     threads: Option<usize>,
-) -> PyResult<(Flags<'py>, Flags<'py>, f64)> {
-    let (data, (_, columns)) = contiguous(w)?;
-    let seen = py
-        .detach(|| with_threads(threads, || survey(data, columns)))
-        .map_err(|e| to_python(&e))?;
-    Ok((
-        seen.rows.into_pyarray(py),
-        seen.columns.into_pyarray(py),
-        seen.kurtosis,
-    ))
+) -> PyResult<(Flags<'py>, Flags<'py>)> {
+    let (rows, columns) = w.run(py, threads, Lines)?;
+    Ok((rows.into_pyarray(py), columns.into_pyarray(py)))
 }
 
-fn scales<'py, T: Real + Element>(
+struct Tails(Option<f64>);
+impl Work for Tails {
+    type Output = survey::Kurtosis;
+    fn run<T: Real>(self, w: &[T], shape: (usize, usize)) -> mpcore_core::Result<Self::Output> {
+        survey::kurtosis(w, shape.1, self.0)
+    }
+}
+
+#[pyfunction]
+#[pyo3(signature = (w, deviation, threads=None))]
+fn kurtosis(
+    py: Python<'_>,
+    w: Matrix<'_>,
+    deviation: Option<f64>,
+    threads: Option<usize>,
+) -> PyResult<(f64, f64)> {
+    let found = w.run(py, threads, Tails(deviation))?;
+    Ok((found.all, found.noise))
+}
+
+struct Whiten(Sides);
+impl Work for Whiten {
+    type Output = whiten::Scales;
+    fn run<T: Real>(self, w: &[T], shape: (usize, usize)) -> mpcore_core::Result<Self::Output> {
+        whiten::sinkhorn(w, shape, self.0)
+    }
+}
+
+#[pyfunction]
+#[pyo3(signature = (w, sides, threads=None))]
+fn sinkhorn<'py>(
     py: Python<'py>,
-    w: &PyReadonlyArray2<'py, T>,
+    w: Matrix<'py>,
     sides: &str,
     threads: Option<usize>,
 ) -> PyResult<(Vector<'py>, Vector<'py>)> {
@@ -82,194 +162,8 @@ fn scales<'py, T: Real + Element>(
             )));
         }
     };
-    let (data, shape) = contiguous(w)?;
-    let found = py
-        .detach(|| with_threads(threads, || whiten::sinkhorn(data, shape, sides)))
-        .map_err(|e| to_python(&e))?;
+    let found = w.run(py, threads, Whiten(sides))?;
     Ok((found.rows.into_pyarray(py), found.columns.into_pyarray(py)))
-}
-
-macro_rules! by_type {
-    ($values:ident, $survey:ident, $sinkhorn:ident, $lanczos:ident, $float:ty) => {
-        #[pyfunction]
-        #[pyo3(signature = (w, bulk, threads=None))]
-        fn $values<'py>(
-            py: Python<'py>,
-            w: PyReadonlyArray2<'py, $float>,
-            bulk: bool,
-            threads: Option<usize>,
-        ) -> PyResult<Vector<'py>> {
-            values(py, &w, bulk, threads)
-        }
-
-        #[pyfunction]
-        #[pyo3(signature = (w, threads=None))]
-        fn $survey<'py>(
-            py: Python<'py>,
-            w: PyReadonlyArray2<'py, $float>,
-            threads: Option<usize>,
-        ) -> PyResult<(Flags<'py>, Flags<'py>, f64)> {
-            look(py, &w, threads)
-        }
-
-        #[pyfunction]
-        #[pyo3(signature = (w, sides, threads=None))]
-        fn $sinkhorn<'py>(
-            py: Python<'py>,
-            w: PyReadonlyArray2<'py, $float>,
-            sides: &str,
-            threads: Option<usize>,
-        ) -> PyResult<(Vector<'py>, Vector<'py>)> {
-            scales(py, &w, sides, threads)
-        }
-
-        #[pyfunction]
-        #[pyo3(signature = (w, *, alpha, k_max, seed, kurtosis, threads=None))]
-        fn $lanczos<'py>(
-            py: Python<'py>,
-            w: PyReadonlyArray2<'py, $float>,
-            alpha: f64,
-            k_max: Option<usize>,
-            seed: u64,
-            kurtosis: f64,
-            threads: Option<usize>,
-        ) -> PyResult<(Option<Bound<'py, PyDict>>, String)> {
-            let question = lanczos::Question {
-                alpha,
-                most: k_max,
-                seed,
-                kurtosis,
-            };
-            sketch(py, &w, &question, threads)
-        }
-    };
-}
-by_type!(
-    singular_values_f32,
-    survey_f32,
-    sinkhorn_f32,
-    lanczos_edge_f32,
-    f32
-);
-by_type!(
-    singular_values_f64,
-    survey_f64,
-    sinkhorn_f64,
-    lanczos_edge_f64,
-    f64
-);
-
-#[pyfunction]
-fn profile_edge(
-    rows: PyReadonlyArray1<'_, f64>,
-    columns: PyReadonlyArray1<'_, f64>,
-) -> PyResult<f64> {
-    Ok(whiten::profile_edge(rows.as_slice()?, columns.as_slice()?))
-}
-
-/// Elementwise over three arrays of one length.
-#[pyfunction]
-fn mp_law<'py>(
-    py: Python<'py>,
-    what: &str,
-    x: PyReadonlyArray1<'py, f64>,
-    gamma: PyReadonlyArray1<'py, f64>,
-    sigma_sq: PyReadonlyArray1<'py, f64>,
-) -> PyResult<Vector<'py>> {
-    let function: fn(&Law, f64) -> f64 = match what {
-        "pdf" => Law::pdf,
-        "cdf" => Law::cdf,
-        "ppf" => Law::ppf,
-        "sample" => spike::sample_singular,
-        "strength" => spike::strength_singular,
-        other => {
-            return Err(PyValueError::new_err(format!(
-                "mp_law: no function {other:?}"
-            )));
-        }
-    };
-    let found: Result<Vec<f64>, _> = x
-        .as_slice()?
-        .iter()
-        .zip(gamma.as_slice()?.iter().zip(sigma_sq.as_slice()?))
-        .map(|(x, (gamma, sigma_sq))| Law::new(*gamma, *sigma_sq).map(|law| function(&law, *x)))
-        .collect();
-    Ok(found.map_err(|e| to_python(&e))?.into_pyarray(py))
-}
-
-#[pyfunction]
-fn tracy_widom_law<'py>(
-    py: Python<'py>,
-    what: &str,
-    x: PyReadonlyArray1<'py, f64>,
-) -> PyResult<Vector<'py>> {
-    let function = match what {
-        "cdf" => tracy_widom::cdf,
-        "sf" => tracy_widom::sf,
-        "ppf" => tracy_widom::ppf,
-        other => {
-            return Err(PyValueError::new_err(format!(
-                "tracy_widom_law: no function {other:?}"
-            )));
-        }
-    };
-    let found: Vec<f64> = x.as_slice()?.iter().map(|x| function(*x)).collect();
-    Ok(found.into_pyarray(py))
-}
-
-/// Everything about the edge that follows from the singular values alone.
-#[pyfunction]
-#[pyo3(signature = (values, n, *, model, alpha, bema, profile, k_max, n_boot, seed, kurtosis, eps, threads))]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "keyword arguments of one Python call"
-)]
-fn find_edge<'py>(
-    py: Python<'py>,
-    values: PyReadonlyArray1<'py, f64>,
-    n: usize,
-    model: &str,
-    alpha: f64,
-    bema: Option<(f64, f64)>,
-    profile: Option<f64>,
-    k_max: Option<usize>,
-    n_boot: usize,
-    seed: u64,
-    kurtosis: f64,
-    eps: f64,
-    threads: Option<usize>,
-) -> PyResult<Bound<'py, PyDict>> {
-    let model = match (model, bema, profile) {
-        (_, Some((trim, level)), _) => Model::Bema { trim, level },
-        (_, _, Some(edge)) => Model::Profile(edge),
-        ("auto", ..) => Model::Auto,
-        ("mp", ..) => Model::Mp,
-        ("free", ..) => Model::Free,
-        (other, ..) => {
-            return Err(PyValueError::new_err(format!(
-                "find_edge: no model {other:?}"
-            )));
-        }
-    };
-    let question = Question {
-        alpha,
-        model,
-        most: k_max,
-        draws: n_boot,
-        seed,
-        kurtosis,
-        eps,
-    };
-    let values = values.as_slice()?;
-    let found = py
-        .detach(|| with_threads(threads, || edge::find(values, n, &question)))
-        .map_err(|e| to_python(&e))?;
-    let result = wrap(py, found)?;
-    let edge: f64 = result.as_any().get_item("edge")?.extract()?;
-    let below = values.iter().filter(|v| **v <= edge).count();
-    result.set_item("bulk_fraction", below as f64 / values.len() as f64)?;
-    result.set_item("largest", values[0])?;
-    Ok(result)
 }
 
 /// (left (k x rows) transposed, values, right (k x columns) transposed, residuals, products)
@@ -311,120 +205,10 @@ fn top_svd<'py>(
     Ok((left, values, right, residuals, found.products))
 }
 
-fn interrupted() -> bool {
-    Python::attach(|py| py.check_signals().is_err())
-}
-
-/// A dictionary like that of `find_edge` without what needs all values, and an empty reason; or None and the reason.
-fn sketch<'py, T: Real + Element>(
-    py: Python<'py>,
-    w: &PyReadonlyArray2<'py, T>,
-    question: &lanczos::Question,
-    threads: Option<usize>,
-) -> PyResult<(Option<Bound<'py, PyDict>>, String)> {
-    let (data, shape) = contiguous(w)?;
-    let outcome = py
-        .detach(|| {
-            with_threads(threads, || {
-                lanczos::find(data, shape, question, &interrupted)
-            })
-        })
-        .map_err(|e| to_python(&e))?;
-    match outcome {
-        Err(reason) => Ok((None, reason)),
-        Ok(found) => Ok((Some(wrap_sketch(py, &found, shape)?), String::new())),
-    }
-}
-
-fn wrap_sketch<'py>(
-    py: Python<'py>,
-    found: &Sketch,
-    shape: (usize, usize),
-) -> PyResult<Bound<'py, PyDict>> {
-    let result = PyDict::new(py);
-    let none = py.None();
-    result.set_item("sigma_sq", found.sigma_sq)?;
-    result.set_item("sigma_sq_se", found.sigma_sq_se)?;
-    result.set_item("sigma_sq_ci", found.sigma_sq_ci)?;
-    result.set_item("sigma_plus_deflated", found.edge)?;
-    result.set_item("sigma_tw", found.tracy_widom)?;
-    result.set_item("edge", found.edge)?;
-    result.set_item("edge_ci", found.edge_ci)?;
-    result.set_item("n_spikes", found.spikes.len())?;
-    result.set_item("n_spikes_ci", found.n_spikes_ci)?;
-    result.set_item("model_used", "mp")?;
-    result.set_item("spikes", spikes(&found.spikes))?;
-    result.set_item("gof", (&none, found.p_value, &none, true))?;
-    result.set_item("ranks", (found.stable_rank, &none, &none, &none))?;
-    result.set_item("warnings", Vec::<String>::new())?;
-    result.set_item("largest", found.largest)?;
-    let p = shape.0.min(shape.1) as f64;
-    result.set_item("bulk_fraction", 1.0 - found.spikes.len() as f64 / p)?;
-    for name in [
-        "sigma_free",
-        "sigma_free_ci",
-        "n_below",
-        "n_spikes_whitened",
-    ] {
-        result.set_item(name, &none)?;
-    }
-    Ok(result)
-}
-
-fn spikes(found: &[Spike]) -> Vec<(f64, f64, f64, f64, f64)> {
-    found
-        .iter()
-        .map(|s| (s.value, s.strength, s.p_value, s.short, s.long))
-        .collect()
-}
-
-fn wrap(py: Python<'_>, found: Report) -> PyResult<Bound<'_, PyDict>> {
-    let result = PyDict::new(py);
-    result.set_item("sigma_sq", found.sigma_sq)?;
-    result.set_item("sigma_sq_se", found.sigma_sq_se)?;
-    result.set_item("sigma_sq_ci", found.sigma_sq_ci)?;
-    result.set_item("sigma_plus_deflated", found.deflated)?;
-    result.set_item("sigma_tw", found.tracy_widom)?;
-    result.set_item("sigma_free", found.free)?;
-    result.set_item("sigma_free_ci", found.free_ci)?;
-    result.set_item("edge", found.edge)?;
-    result.set_item("edge_ci", found.edge_ci)?;
-    result.set_item("n_spikes", found.n_spikes)?;
-    result.set_item("n_spikes_ci", found.n_spikes_ci)?;
-    result.set_item("n_below", found.n_below)?;
-    result.set_item("model_used", found.model)?;
-    result.set_item("spikes", spikes(&found.spikes))?;
-    let gof = found.gof;
-    result.set_item(
-        "gof",
-        (gof.ks, gof.p_value, gof.anderson_darling, gof.accepted),
-    )?;
-    let ranks = found.ranks;
-    result.set_item(
-        "ranks",
-        (
-            ranks.stable,
-            ranks.effective,
-            ranks.numerical,
-            ranks.gavish_donoho,
-        ),
-    )?;
-    result.set_item("warnings", found.warnings)?;
-    Ok(result)
-}
-
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(singular_values_f32, module)?)?;
-    module.add_function(wrap_pyfunction!(singular_values_f64, module)?)?;
-    module.add_function(wrap_pyfunction!(survey_f32, module)?)?;
-    module.add_function(wrap_pyfunction!(survey_f64, module)?)?;
-    module.add_function(wrap_pyfunction!(sinkhorn_f32, module)?)?;
-    module.add_function(wrap_pyfunction!(sinkhorn_f64, module)?)?;
-    module.add_function(wrap_pyfunction!(lanczos_edge_f32, module)?)?;
-    module.add_function(wrap_pyfunction!(lanczos_edge_f64, module)?)?;
-    module.add_function(wrap_pyfunction!(top_svd, module)?)?;
-    module.add_function(wrap_pyfunction!(profile_edge, module)?)?;
-    module.add_function(wrap_pyfunction!(mp_law, module)?)?;
-    module.add_function(wrap_pyfunction!(tracy_widom_law, module)?)?;
-    module.add_function(wrap_pyfunction!(find_edge, module)?)
+    module.add_function(wrap_pyfunction!(singular_values, module)?)?;
+    module.add_function(wrap_pyfunction!(nonzero_lines, module)?)?;
+    module.add_function(wrap_pyfunction!(kurtosis, module)?)?;
+    module.add_function(wrap_pyfunction!(sinkhorn, module)?)?;
+    module.add_function(wrap_pyfunction!(top_svd, module)?)
 }

@@ -64,7 +64,7 @@ impl<'a, T: Real> Operator<'a, T> {
         let blocks: Vec<f64> = self
             .w
             .par_chunks(1 << 14)
-            .map(|block| reduce::moments(block, PowerOfTwo::new(0)).0)
+            .map(|block| reduce::moments(block, PowerOfTwo::new(0), f64::INFINITY).second)
             .collect();
         blocks.iter().sum()
     }

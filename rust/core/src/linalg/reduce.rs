@@ -31,12 +31,42 @@ pub(crate) fn largest<T: Real>(block: &[T]) -> Option<f64> {
     finite.then(|| top.iter().filter_map(T::to_f64).fold(0.0, f64::max))
 }
 
-/// Sums of squares and of fourth powers of factor times entry.
-pub(crate) fn moments<T: Real>(block: &[T], factor: PowerOfTwo) -> (f64, f64) {
+/// Sums over the entries within a limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Moments {
+    pub(crate) count: f64,
+    pub(crate) second: f64,
+    pub(crate) fourth: f64,
+}
+
+impl Moments {
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            second: self.second + other.second,
+            fourth: self.fourth + other.fourth,
+        }
+    }
+
+    /// Excess kurtosis; 0 where there is nothing to measure.
+    pub(crate) fn excess(self) -> f64 {
+        if self.second > 0.0 {
+            self.fourth * self.count / (self.second * self.second) - 3.0
+        } else {
+            0.0
+        }
+    }
+}
+
+/// Number, squares and fourth powers of factor times entry, where that is at most `limit` in magnitude.
+pub(crate) fn moments<T: Real>(block: &[T], factor: PowerOfTwo, limit: f64) -> Moments {
+    let mut count = [0.0; LANES];
     let (mut second, mut fourth) = ([0.0; LANES], [0.0; LANES]);
     let mut add = |lane: usize, value: T| {
         let value = factor.times(value.to_f64().unwrap_or(f64::NAN));
-        let square = value * value;
+        let inside = f64::from(u8::from(value.abs() <= limit));
+        let square = inside * value * value;
+        count[lane] += inside;
         second[lane] += square;
         fourth[lane] += square * square;
     };
@@ -49,7 +79,11 @@ pub(crate) fn moments<T: Real>(block: &[T], factor: PowerOfTwo) -> (f64, f64) {
             add(lane, *value);
         }
     }
-    (second.iter().sum(), fourth.iter().sum())
+    Moments {
+        count: count.iter().sum(),
+        second: second.iter().sum(),
+        fourth: fourth.iter().sum(),
+    }
 }
 
 /// Sum of the products of two vectors of one length.
@@ -78,7 +112,7 @@ mod tests {
     fn lanes_agree_with_plain_loops() {
         let values: Vec<f64> = (0..37).map(|i| f64::from(i) - 20.0).collect();
         assert_eq!(largest(&values), Some(20.0));
-        let (second, fourth) = moments(&values, PowerOfTwo::new(1));
+        let Moments { second, fourth, .. } = moments(&values, PowerOfTwo::new(1), f64::INFINITY);
         let plain = |power: i32| values.iter().map(|v| (2.0 * v).powi(power)).sum::<f64>();
         assert!((second - plain(2)).abs() < 1e-9 && (fourth - plain(4)).abs() < 1e-6);
         assert!((dot(&values, &values) - plain(2) / 4.0).abs() < 1e-9);

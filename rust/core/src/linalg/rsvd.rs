@@ -37,8 +37,9 @@ pub struct Request {
 
 /// Vectors multiplied at a time.
 const BLOCK: usize = 16;
-/// Blocks after which the iteration gives up.
+/// The iteration gives up after so many blocks, or so many checks in a row that did not lower the residual by a tenth.
 const MOST: usize = 4000;
+const PATIENCE: usize = 20;
 
 /// The `k` largest singular triplets of the row-major (rows x columns) matrix `w`.
 ///
@@ -106,6 +107,7 @@ fn iterate(
     let ceiling = (3 * k).max(k + 12 * block).min(operator.short() - block);
     let mut space = Space::new(operator, block, request.seed);
     let mut check = (k + block).max(3 * block);
+    let (mut best, mut idle) = (f64::INFINITY, 0);
     for _ in 0..MOST {
         if stop() {
             return Err(Error::Interrupted);
@@ -125,13 +127,18 @@ fn iterate(
         if worst <= 0.5 * request.tolerance {
             return Ok((space.vectors(&ritz, k), space.products));
         }
+        idle = if worst > 0.9 * best { idle + 1 } else { 0 };
+        best = best.min(worst);
+        if idle == PATIENCE {
+            break;
+        }
         if full {
             let kept = (k + (ceiling - k) / 3).min(ceiling - 2 * block).max(k);
             space.restart(&ritz, kept);
             check = kept + 4 * block;
         }
     }
-    Err(gave_up(f64::NAN, request, space.products))
+    Err(gave_up(best, request, space.products))
 }
 
 /// Randomised range finder: k + 10 vectors, two power iterations.

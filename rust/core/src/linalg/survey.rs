@@ -1,4 +1,4 @@
-//! One look at a matrix before it is fitted: which rows and columns are zero, and how heavy the tails are.
+//! Looks at a matrix beside its spectrum: which rows and columns are zero, and how heavy the tails are.
 
 use rayon::prelude::*;
 
@@ -7,100 +7,101 @@ use crate::linalg::dense::Real;
 use crate::linalg::reduce;
 use crate::linalg::values::{PowerOfTwo, exponent, largest_magnitude};
 
-/// What one pass over a matrix shows.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Survey {
-    /// True for rows with an entry other than zero.
-    pub rows: Vec<bool>,
-    /// True for such columns.
-    pub columns: Vec<bool>,
-    /// Excess kurtosis m4/m2^2 - 3 about zero, of the kept rows and columns; 0 for a zero matrix.
-    pub kurtosis: f64,
-}
-
-/// Survey a row-major matrix of `columns` columns.
+/// Rows (`true` where an entry is not zero) and columns of a row-major matrix of `columns` columns.
 ///
 /// # Errors
 /// [`crate::Error::NotFinite`] at the first NaN or infinity.
-pub fn survey<T: Real>(w: &[T], columns: usize) -> Result<Survey> {
+pub fn nonzero_lines<T: Real>(w: &[T], columns: usize) -> Result<(Vec<bool>, Vec<bool>)> {
     const BLOCK: usize = 16;
-    let largest = largest_magnitude(w, columns)?;
-    let factor = PowerOfTwo::new(if largest > 0.0 { -exponent(largest) } else { 0 });
-    let blocks: Vec<Block> = w
+    largest_magnitude(w, columns)?;
+    let blocks: Vec<(Vec<bool>, Vec<bool>)> = w
         .par_chunks(BLOCK * columns)
-        .map(|lines| Block::of(lines, columns, factor))
+        .map(|lines| {
+            let mut kept = vec![false; columns];
+            let mut rows = Vec::with_capacity(BLOCK);
+            for line in lines.chunks_exact(columns) {
+                rows.push(line.iter().any(|value| *value != T::zero()));
+                for (value, kept) in line.iter().zip(&mut kept) {
+                    *kept |= *value != T::zero();
+                }
+            }
+            (rows, kept)
+        })
         .collect();
     let mut kept = vec![false; columns];
-    let (mut second, mut fourth) = (0.0, 0.0);
-    for block in &blocks {
-        second += block.second;
-        fourth += block.fourth;
-        for (all, one) in kept.iter_mut().zip(&block.columns) {
+    let mut rows = Vec::new();
+    for (block_rows, block_kept) in blocks {
+        rows.extend(block_rows);
+        for (all, one) in kept.iter_mut().zip(block_kept) {
             *all |= one;
         }
     }
-    let rows: Vec<bool> = blocks.into_iter().flat_map(|b| b.rows).collect();
-    let count = |kept: &[bool]| kept.iter().filter(|k| **k).count() as f64;
-    let entries = count(&rows) * count(&kept);
-    let kurtosis = if entries > 0.0 {
-        fourth * entries / (second * second) - 3.0
-    } else {
-        0.0
+    Ok((rows, kept))
+}
+
+/// Excess kurtosis m4 / m2^2 - 3 about zero.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Kurtosis {
+    /// Of all entries.
+    pub all: f64,
+    /// Of the entries within ten noise deviations: what a few outliers or spikes in single entries cannot spoil.
+    pub noise: f64,
+}
+
+/// Kurtosis of the entries of `w`; `deviation` is the noise's standard deviation, `None` the root mean square of `w`.
+///
+/// A sum over blocks of entries in order; 0 where there is nothing to measure.
+///
+/// # Errors
+/// [`crate::Error::NotFinite`] at the first NaN or infinity.
+pub fn kurtosis<T: Real>(w: &[T], columns: usize, deviation: Option<f64>) -> Result<Kurtosis> {
+    let largest = largest_magnitude(w, columns)?;
+    let power = if largest > 0.0 { -exponent(largest) } else { 0 };
+    let factor = PowerOfTwo::new(power);
+    let sums = |limit: f64| {
+        let blocks: Vec<reduce::Moments> = w
+            .par_chunks(1 << 14)
+            .map(|block| reduce::moments(block, factor, limit))
+            .collect();
+        blocks
+            .into_iter()
+            .fold(reduce::Moments::default(), reduce::Moments::plus)
     };
-    Ok(Survey {
-        rows,
-        columns: kept,
-        kurtosis,
+    let all = sums(f64::INFINITY);
+    let deviation = deviation.map_or_else(|| (all.second / all.count).sqrt(), |d| factor.times(d));
+    Ok(Kurtosis {
+        all: all.excess(),
+        noise: sums(10.0 * deviation).excess(),
     })
-}
-
-struct Block {
-    rows: Vec<bool>,
-    columns: Vec<bool>,
-    second: f64,
-    fourth: f64,
-}
-
-impl Block {
-    fn of<T: Real>(lines: &[T], columns: usize, factor: PowerOfTwo) -> Self {
-        let mut block = Self {
-            rows: Vec::new(),
-            columns: vec![false; columns],
-            second: 0.0,
-            fourth: 0.0,
-        };
-        for line in lines.chunks_exact(columns) {
-            for (value, kept) in line.iter().zip(&mut block.columns) {
-                *kept |= *value != T::zero();
-            }
-            let (second, fourth) = reduce::moments(line, factor);
-            block
-                .rows
-                .push(line.iter().any(|value| *value != T::zero()));
-            block.second += second;
-            block.fourth += fourth;
-        }
-        block
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     #[test]
-    fn zero_rows_and_columns_are_seen_and_left_out_of_the_kurtosis() {
+    fn zero_rows_and_columns_are_seen() {
         let w = [1.0, 0.0, -1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 1.0];
-        let seen = survey(&w, 3).unwrap();
-        assert_eq!(seen.rows, vec![true, false, true]);
-        assert_eq!(seen.columns, vec![true, false, true]);
-        assert!((seen.kurtosis + 2.0).abs() < 1e-15);
+        let (rows, columns) = nonzero_lines(&w, 3).unwrap();
+        assert_eq!(rows, vec![true, false, true]);
+        assert_eq!(columns, vec![true, false, true]);
     }
 
     #[test]
-    fn a_zero_matrix_has_nothing_to_keep() {
-        let seen = survey(&[0f32; 6], 3).unwrap();
-        assert!(!seen.rows.contains(&true) && !seen.columns.contains(&true));
-        assert!(seen.kurtosis.abs() < 1e-300);
+    fn an_outlier_spoils_the_kurtosis_of_all_but_not_of_the_noise() {
+        let mut random = Random::new(3, 0);
+        let mut w: Vec<f64> = (0..40_000).map(|_| random.normal()).collect();
+        w[77] = 1e6;
+        let found = kurtosis(&w, 200, Some(1.0)).unwrap();
+        assert!(found.all > 1000.0 && found.noise.abs() < 0.15, "{found:?}");
+    }
+
+    #[test]
+    fn signs_have_the_least_kurtosis_and_zeros_none() {
+        let found = kurtosis(&[1.0, -1.0, 1.0, -1.0], 2, None).unwrap();
+        assert!((found.all + 2.0).abs() < 1e-15 && (found.noise + 2.0).abs() < 1e-15);
+        let nothing = kurtosis(&[0f32; 6], 3, None).unwrap();
+        assert!(nothing.all.abs() < 1e-300 && nothing.noise.abs() < 1e-300);
     }
 }

@@ -273,7 +273,7 @@ impl<T: Real> Scaled<'_, T> {
         let blocks: Vec<f64> = self
             .w
             .par_chunks(1 << 14)
-            .map(|block| reduce::moments(block, self.factor).0)
+            .map(|block| reduce::moments(block, self.factor, f64::INFINITY).second)
             .collect();
         let norm: f64 = blocks.iter().sum();
         let total: f64 = values.iter().map(|v| v * v).sum();

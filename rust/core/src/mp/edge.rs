@@ -1,5 +1,6 @@
 //! From singular values to the edge between noise and signal.
 
+use crate::linalg::survey::Kurtosis;
 use crate::linalg::values::{exponent, scale};
 use crate::mp::bootstrap;
 use crate::mp::fit::{self, Fit, Spectrum, TracyWidom};
@@ -44,8 +45,8 @@ pub struct Question {
     pub draws: usize,
     /// Seed of the simulation.
     pub seed: u64,
-    /// Excess kurtosis of the entries (0: normal), which widens or narrows the interval of the variance.
-    pub kurtosis: f64,
+    /// Excess kurtosis of the entries (0: normal): the noise's widens or narrows the interval of the variance.
+    pub kurtosis: Kurtosis,
     /// Rounding unit of the stored matrix.
     pub eps: f64,
 }
@@ -133,6 +134,8 @@ struct Search<'a> {
     fit: Fit,
     gof: GoodnessOfFit,
     free: FreeEdge,
+    /// The parametric fit took all the spikes it was allowed.
+    limited: bool,
 }
 
 /// An edge, its interval, and threshold over edge.
@@ -155,6 +158,7 @@ impl<'a> Search<'a> {
             free::search(spectrum, quantile, most.min(fit.spikes.max(10) * 2))
         };
         Self {
+            limited: most > 0 && fit.spikes == most,
             spectrum,
             question,
             quantile,
@@ -232,7 +236,8 @@ impl<'a> Search<'a> {
             return (se, (sigma_sq / at(0.975), sigma_sq / at(0.025)));
         }
         // Variance of a mean of squares of independent entries; at least a tenth of the normal one.
-        let se = sigma_sq * ((2.0 + self.question.kurtosis).max(0.2) / (noise.p * noise.n)).sqrt();
+        let se =
+            sigma_sq * ((2.0 + self.question.kurtosis.noise).max(0.2) / (noise.p * noise.n)).sqrt();
         (se, ((sigma_sq - Z * se).max(0.0), sigma_sq + Z * se))
     }
 
@@ -313,13 +318,13 @@ impl<'a> Search<'a> {
                 "only {p} singular values: edges and p-values are rough below 64"
             ));
         }
-        if self.question.kurtosis > 5.0 {
+        if self.question.kurtosis.all > 5.0 {
             words.push(format!(
                 "heavy-tailed entries (excess kurtosis {:.1}): single entries can look like spikes",
-                self.question.kurtosis
+                self.question.kurtosis.all
             ));
         }
-        if self.fit.spikes == self.most && self.most > 0 {
+        if self.limited {
             words.push(format!(
                 "{} spikes, the most that were allowed: there may be more",
                 self.most

@@ -2,6 +2,7 @@
 
 use crate::linalg::dense::Real;
 use crate::linalg::krylov::{Operator, Ritz, Space};
+use crate::linalg::survey::Kurtosis;
 use crate::linalg::values::scale;
 use crate::mp::edge::Z;
 use crate::mp::fit::TracyWidom;
@@ -21,7 +22,7 @@ pub struct Question {
     /// Seed of the start block and of the probes.
     pub seed: u64,
     /// Excess kurtosis of the entries (0: normal).
-    pub kurtosis: f64,
+    pub kurtosis: Kurtosis,
 }
 
 /// What few products can tell; edges in singular-value units.
@@ -196,7 +197,8 @@ fn judge<T: Real>(
             100.0 * (moment / expected - 1.0)
         ));
     }
-    let se = noise.sigma_sq * ((2.0 + question.kurtosis).max(0.2) / (noise.p * noise.n)).sqrt();
+    let se =
+        noise.sigma_sq * ((2.0 + question.kurtosis.noise).max(0.2) / (noise.p * noise.n)).sqrt();
     let interval = ((noise.sigma_sq - Z * se).max(0.0), noise.sigma_sq + Z * se);
     let unit = TracyWidom::new(noise.p as usize, noise.n as usize);
     let quantile = tracy_widom::ppf(1.0 - question.alpha);
@@ -287,11 +289,15 @@ mod tests {
     use crate::mp::edge;
     use crate::threads::with_threads;
 
+    const NORMAL: Kurtosis = Kurtosis {
+        all: 0.0,
+        noise: 0.0,
+    };
     const QUESTION: Question = Question {
         alpha: 0.01,
         most: None,
         seed: 1,
-        kurtosis: 0.0,
+        kurtosis: NORMAL,
     };
 
     fn matrix(p: usize, n: usize, spikes: usize, profile: bool) -> Vec<f32> {
@@ -346,7 +352,7 @@ mod tests {
                 most: None,
                 draws: 0,
                 seed: 0,
-                kurtosis: 0.0,
+                kurtosis: NORMAL,
                 eps: 1e-7,
             },
         )

@@ -61,6 +61,10 @@ pub fn sinkhorn<T: Real>(w: &[T], (rows, columns): (usize, usize), sides: Sides)
         if sides != Sides::Rows {
             column = column_means(w, (rows, columns), &row, square);
         }
+        let positive = |v: &f64| v.is_finite() && *v > 0.0;
+        if !row.iter().all(positive) || !column.iter().all(positive) {
+            break;
+        }
         if sides != Sides::Both || off < 1e-8 {
             return Ok(Scales {
                 rows: row.iter().map(|v| scale(v.sqrt(), power)).collect(),
@@ -70,7 +74,9 @@ pub fn sinkhorn<T: Real>(w: &[T], (rows, columns): (usize, usize), sides: Sides)
     }
     Err(Error::Convergence {
         routine: "whitening",
-        detail: format!("row mean squares are still off by {off:.1e} after 1000 rounds"),
+        detail: format!(
+            "row mean squares are still off by {off:.1e}: the pattern of zeros does not allow equal ones"
+        ),
     })
 }
 
