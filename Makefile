@@ -13,6 +13,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .venv/.packages: pyproject.toml
+	@command -v cargo >/dev/null || { echo "mpcore: cargo not found; install Rust with rustup" >&2; exit 1; }
 	@command -v $(PYTHON) >/dev/null || { echo "mpcore: no $(PYTHON) found; install CPython >= 3.10 or run 'make PYTHON=/path/to/python3'" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "mpcore: $$($(PYTHON) --version) is too old; CPython >= 3.10 is needed ('make PYTHON=python3.11')" >&2; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || { echo "mpcore: '$(PYTHON) -m venv' failed; on Debian install python3-venv" >&2; exit 1; }
@@ -23,7 +24,6 @@ help:  ## list the targets
 RUST := Cargo.toml Cargo.lock $(wildcard rust/*/Cargo.toml) $(shell find rust -name '*.rs')
 
 .venv/.built: .venv/.packages $(RUST)
-	@command -v cargo >/dev/null || { echo "mpcore: cargo not found; install Rust with rustup" >&2; exit 1; }
 	$(BIN)/maturin develop --release --quiet
 	@touch $@
 
@@ -51,12 +51,11 @@ docs: build  ## Rust documentation with warnings as errors, Python docstring exa
 check: lint docs test  ## everything CI runs
 
 wheel: .venv/.packages  ## build the abi3 wheel into dist/ and use it on every CPython found here
-	@command -v cargo >/dev/null || { echo "mpcore: cargo not found; install Rust with rustup" >&2; exit 1; }
 	rm -rf dist && $(BIN)/maturin build --release --quiet --out dist
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/try_wheel.py dist/*.whl
 
-bench: build  ## benchmarks beside named peers (see benches/README.md)
-	$(BIN)/python benches/python/all.py
+bench: build  ## time the core beside named peers (see benches/README.md)
+	$(BIN)/mpcore bench
 
 examples: build  ## packages the examples need (real weights and images)
 	$(BIN)/python examples/setup.py

@@ -68,7 +68,8 @@ def optimize_permutation(
     max_rounds: int | None,
     seed: int,
     threads: int | None,
-) -> tuple[npt.NDArray[np.int64], float, float, float, list[tuple[float, float]], int, bool]: ...
+    pricing: bool,
+) -> tuple[npt.NDArray[np.int64], float, float, float, float, list[tuple[float, float]], int, bool]: ...
 
 # sparse
 def pack_weights(

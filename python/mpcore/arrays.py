@@ -43,3 +43,34 @@ def to_numpy(value: Any, name: str, *, ndim: int | None = None, finite: bool = T
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(f"{name}: entry {where} is {array[where]}, only finite values are accepted")
     return array
+
+
+def to_bool(value: Any, name: str, *, shape: tuple[int, ...] | None = None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """A boolean array from numpy or a torch tensor, without importing torch.
+
+    Args:
+        value: the array-like.
+        name: how errors call it.
+        shape: wanted; None takes any.
+
+    Raises:
+        TypeError: for any other type of element.
+        ValueError: for another shape.
+    """
+    array = np.asarray(value.detach().cpu() if type(value).__module__.startswith("torch") else value)
+    if array.dtype != np.bool_:
+        raise TypeError(f"{name}: dtype {array.dtype} is not bool")
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{name}: shape {array.shape}, wanted {shape}")
+    return array
+
+
+def to_count(value: Any, name: str, *, least: int = 0) -> int:
+    """An integer of at least ``least``, from Python or numpy.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name}: {value!r} is not an integer >= {least}")
+    return int(value)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcore import _native
-from mpcore.records import Pattern as Pattern
-from mpcore.records import to_numpy
+from mpcore.arrays import to_bool, to_numpy
+from mpcore.pattern import Pattern as Pattern
 
 Mask = npt.NDArray[np.bool_]
 
@@ -53,7 +53,8 @@ def nm_mask(score: Any, pattern: str | tuple[int, int] | Pattern, *, axis: int =
     except ValueError:
         to_numpy(score, "score")  # names the entry that is not finite by its own index
         raise
-    return mask.reshape(shape).transpose(np.argsort(order))
+    found: Mask = mask.reshape(shape).transpose(np.argsort(order))
+    return found
 
 
 def check_mask(mask: Any, pattern: str | tuple[int, int] | Pattern, *, axis: int = -1) -> None:
@@ -88,14 +89,14 @@ def quadratic_mask(
 ) -> Mask:
     """The mask with the least removed energy ``r' C_g r`` in every row and group, where r are the removed weights.
 
-    Every one of the C(M, N) patterns of a group is visited (12 870 at 8:16), so the result is the optimum; of equal costs
-    the pattern that keeps lower indices wins. With ``target`` the cost of a pattern grows by ``target_weight`` times the
-    number of its entries that differ from the target, in units of the mean of ``r' C_g r`` over all patterns of the
-    same row and group: the ``alpha`` of Berlyand et al., "Pruning DNNs via the Marchenko-Pastur distribution".
+    Every one of the C(M, N) patterns of a group is visited (12 870 at 8:16), so the result is the optimum; of equal
+    costs the pattern that keeps lower indices wins. With ``target`` the cost of a pattern grows by ``target_weight``
+    times the number of its entries that differ from the target, in units of the mean of ``r' C_g r`` over all patterns
+    of the same row and group: the alpha of Berlyand et al., "Pruning DNNs via the Marchenko-Pastur distribution".
 
     Args:
         W: (rows, columns) weights.
-        gram: (columns / M, M, M) second moments of each group's inputs, ``mean(h h')``; only the symmetric part matters.
+        gram: (columns / M, M, M) second moments ``mean(h h')`` of each group's inputs; the symmetric part matters.
         pattern: N:M with at most 2^20 patterns per group; M must divide the columns.
         target: (rows, columns) bool, a mask to stay close to.
         target_weight: >= 0; 0 ignores the target.
@@ -115,10 +116,8 @@ def quadratic_mask(
     groups = (weight.shape[1] // wanted.group, wanted.group, wanted.group)
     if weight.shape[1] % wanted.group == 0 and moments.shape != groups:
         raise ValueError(f"gram: shape {moments.shape} does not fit W of shape {weight.shape}, wanted {groups}")
-    goal = None if target is None else np.ascontiguousarray(to_bool(target, "target"))
-    if goal is not None and goal.shape != weight.shape:
-        raise ValueError(f"target: shape {goal.shape} is not that of W, {weight.shape}")
-    return _native.quadratic_mask(weight, moments, wanted.keep, wanted.group, goal, target_weight)
+    goal = None if target is None else np.ascontiguousarray(to_bool(target, "target", shape=weight.shape))
+    return _native.quadratic_mask(weight, moments, wanted.keep, wanted.group, goal, float(target_weight))
 
 
 def transposable_mask(score: Any, pattern: str | tuple[int, int] | Pattern) -> Mask:
@@ -147,18 +146,6 @@ def _matrix(value: Any, name: str) -> npt.NDArray[np.float32] | npt.NDArray[np.f
     """A C-contiguous float32 or float64 matrix."""
     matrix = to_numpy(value, name, ndim=2)
     return np.ascontiguousarray(matrix, dtype=np.float64 if matrix.dtype == np.float64 else np.float32)
-
-
-def to_bool(mask: Any, name: str) -> Mask:
-    """A boolean array from numpy or a torch CPU tensor, without importing torch.
-
-    Raises:
-        TypeError: for any other type of element.
-    """
-    kept = np.asarray(mask.detach().cpu() if type(mask).__module__.startswith("torch") else mask)
-    if kept.dtype != np.bool_:
-        raise TypeError(f"{name}: dtype {kept.dtype} is not bool")
-    return kept
 
 
 def _axis(array: npt.NDArray[Any], axis: int, name: str) -> int:

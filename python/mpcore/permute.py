@@ -9,17 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcore import _native
-from mpcore.records import Pattern, to_numpy
+from mpcore.arrays import to_count, to_numpy
+from mpcore.pattern import Pattern
 
 
 @dataclass(frozen=True, eq=False)
 class PermutationResult:
     """An order of the columns, what it keeps, and what no order can exceed. All sums are taken in float64.
 
-    ``order[new] = old``: use ``score[:, order]``. ``kept`` is the sum over rows and groups of the N largest scores under
-    this order, ``kept_identity`` the same under the given one, ``row_bound`` the sum of the largest N/M of every row
-    without groups. ``upper_bound`` is the lowest certified ceiling at hand: ``row_bound``, or the pricing bound.
-    ``trace`` holds (seconds, kept) whenever a better order was found.
+    ``order[new] = old``: use ``score[:, order]``. ``kept`` is the sum over rows and groups of the N largest scores
+    under this order, ``kept_identity`` the same under the given one, ``row_bound`` the sum of the largest N/M of every
+    row without groups. ``upper_bound`` is the lowest certified ceiling at hand: ``row_bound``, or the pricing bound.
+    ``trace`` holds (seconds, kept) at the start, whenever a better order was found, and at the end; the entries in
+    between are accurate to float32. ``rounds`` counts the rounds of each search.
     """
 
     order: npt.NDArray[np.int64]
@@ -52,7 +54,7 @@ def optimize_permutation(
     *,
     time_limit: float = 1.0,
     max_rounds: int | None = None,
-    bound: Literal["row"] = "row",
+    bound: Literal["row", "pricing"] = "row",
     seed: int = 0,
     threads: int | None = None,
 ) -> PermutationResult:
@@ -62,8 +64,9 @@ def optimize_permutation(
     plus a random noise are largest; the noise falls as the search goes on. The best order seen is returned, and it
     never keeps less than the given one.
 
-    With ``max_rounds`` the result depends on the arguments alone: same seed, same bits, for any number of threads, unless
-    ``time_limit`` cuts it short. Without it the noise falls with the time used, so that two runs differ.
+    With ``max_rounds`` the noise falls with the rounds, and the result depends on the arguments alone: same seed, same
+    bits, for any number of threads, unless ``time_limit`` cuts it short. Without it the noise falls with the time used,
+    so that two runs may differ.
 
     Ctrl-C ends the search and returns the best order so far, with ``interrupted`` set; nothing is raised.
 
@@ -72,12 +75,14 @@ def optimize_permutation(
         pattern: N:M; M must divide the columns.
         time_limit: seconds, bounds excluded.
         max_rounds: rounds of assignments at most.
-        bound: ``"row"``.
+        bound: ``"row"``, or ``"pricing"`` for a lower ceiling; M = 4 and at most 128 columns, every group is visited.
         seed: of the ChaCha8 generator.
         threads: None for all.
 
     Raises:
-        ValueError: for a negative or not finite score, columns that are not a multiple of M, or an argument out of range.
+        ValueError: for a negative or not finite score, columns that are not a multiple of M, a bound that does not go
+            with the shape, or an argument out of range.
+        TypeError: if the score is not floating point.
 
     Example:
         >>> score = np.array([[4.0, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
@@ -89,10 +94,15 @@ def optimize_permutation(
     matrix = to_numpy(score, "score", ndim=2)
     if matrix.dtype == np.float16:
         matrix = matrix.astype(np.float32)
-    for name, value, least in (("max_rounds", max_rounds, 0), ("seed", seed, 0), ("threads", threads, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"{name}: {value} is below {least}")
-    order, kept, kept_identity, row_bound, trace, rounds, interrupted = _native.optimize_permutation(
-        np.ascontiguousarray(matrix), (wanted.keep, wanted.group), time_limit, max_rounds, seed, threads
+    if bound not in ("row", "pricing"):
+        raise ValueError(f"bound: {bound!r} is not 'row' or 'pricing'")
+    order, kept, kept_identity, row_bound, upper_bound, trace, rounds, interrupted = _native.optimize_permutation(
+        np.ascontiguousarray(matrix),
+        (wanted.keep, wanted.group),
+        float(time_limit),
+        None if max_rounds is None else to_count(max_rounds, "max_rounds"),
+        to_count(seed, "seed"),
+        None if threads is None else to_count(threads, "threads", least=1),
+        bound == "pricing",
     )
-    return PermutationResult(order, kept, kept_identity, row_bound, row_bound, tuple(trace), rounds, interrupted)
+    return PermutationResult(order, kept, kept_identity, row_bound, upper_bound, tuple(trace), rounds, interrupted)

@@ -248,6 +248,7 @@ class _Stages:
         self, pruned: nn.Module, patterns: dict[str, Pattern], stats: CalibrationStats, trail: LogitTrail
     ) -> dict[str, Pruned]:
         walk = Walk(self.dense, pruned, patterns, stats, self.batches, self.recipe, seed=self.seed)
+        trail.follow(pruned.eval(), walk.segments, walk.stages)
         number = {name: index for index, name in enumerate(walk.order)}
 
         def stored(name: str) -> Pruned | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+
+from mpcore.pattern import Pattern
 
 Array = np.ndarray[Any, Any]
 
@@ -96,6 +100,151 @@ def largest_changes(dense: Array, pruned: Array) -> Array:
     """Largest |change| of any logit, by sample."""
     changes: Array = np.abs(pruned - dense).max(axis=1)
     return changes
+
+
+# masks
+
+
+def nm_mask(score: Array, keep: int, group: int, axis: int = -1) -> Array:
+    """:func:`largest` along any axis of an array of any number of dimensions."""
+    moved = np.moveaxis(score, axis, -1)
+    return np.moveaxis(largest(moved.reshape(-1, moved.shape[-1]), keep, group).reshape(moved.shape), -1, axis)
+
+
+def patterns(keep: int, group: int) -> Array:
+    """All masks of one group, (C(M, N), M), those that keep lower indices first."""
+    return np.array([np.isin(np.arange(group), kept) for kept in combinations(range(group), keep)])
+
+
+def quadratic_cost(
+    W: Array, gram: Array, mask: Array, target: Array | None = None, target_weight: float = 0.0, keep: int = 0
+) -> Array:
+    """What a mask costs in every row and group, (rows, groups): r' C r of the removed weights r.
+
+    With a target, ``target_weight`` times the number of differing entries is added, in units of the mean of r' C r over
+    all masks of ``keep`` entries.
+    """
+    group = gram.shape[1]
+    shape = (len(W), -1, group)
+    removed = (W * ~mask).reshape(shape)
+    cost: Array = np.einsum("rgi,gij,rgj->rg", removed, gram, removed)
+    if target is not None:
+        tiled = (np.tile(kept, W.shape[1] // group) for kept in patterns(keep, group))
+        mean = np.mean([quadratic_cost(W, gram, np.broadcast_to(kept, W.shape)) for kept in tiled], axis=0)
+        cost = cost + target_weight * mean * (mask != target).reshape(shape).sum(axis=2)
+    return cost
+
+
+def quadratic_mask(
+    W: Array, gram: Array, keep: int, group: int, target: Array | None = None, target_weight: float = 0.0
+) -> Array:
+    """The mask of least :func:`quadratic_cost`, by trying every pattern."""
+    every = [np.tile(kept, (len(W), W.shape[1] // group)) for kept in patterns(keep, group)]
+    costs = np.stack([quadratic_cost(W, gram, mask, target, target_weight, keep) for mask in every])
+    mask: Array = patterns(keep, group)[costs.argmin(axis=0)].reshape(W.shape)
+    return mask
+
+
+def transposable_value(block: Array, keep: int) -> float:
+    """Most that a mask with ``keep`` entries in every row and column of a square block keeps: all masks, row by row."""
+    size = len(block)
+    states = {(0,) * size: 0.0}
+    for row in block:
+        after: dict[tuple[int, ...], float] = {}
+        for counts, value in states.items():
+            for kept in combinations(range(size), keep):
+                new = tuple(count + (j in kept) for j, count in enumerate(counts))
+                if max(new) <= keep:
+                    after[new] = max(after.get(new, -np.inf), value + row[list(kept)].sum())
+        states = after
+    return float(states[(keep,) * size])
+
+
+# permute
+
+
+def kept_score(score: Array, order: Array, keep: int, group: int) -> float:
+    """Sum over rows and groups of the ``keep`` largest scores with the columns in ``order``, in float64."""
+    groups = np.sort(score[:, order].astype(np.float64).reshape(len(score), -1, group), axis=2)
+    return float(groups[:, :, group - keep :].sum())
+
+
+def best_partition(score: Array, keep: int, group: int) -> float:
+    """Most that any order keeps, over all partitions of the columns into groups: for up to about 12 columns."""
+
+    def best(left: tuple[int, ...]) -> float:
+        if not left:
+            return 0.0
+        first, *rest = left
+        values = []
+        for others in combinations(rest, group - 1):
+            remaining = tuple(column for column in rest if column not in others)
+            own = kept_score(score, np.array([first, *others]), keep, group)
+            values.append(own + best(remaining))
+        return max(values)
+
+    return best(tuple(range(score.shape[1])))
+
+
+def assign(gain: Array) -> Array:
+    """The column of each row in the one-to-one assignment with the largest total: the Hungarian method, row by row."""
+    size = len(gain)
+    row_price, column_price = np.zeros(size + 1), np.zeros(size + 1)
+    owner, before = np.full(size + 1, -1), np.zeros(size + 1, int)
+    for row in range(size):
+        owner[size], column = row, size  # the extra column is where the new row starts from
+        distance, open_ = np.full(size, np.inf), np.ones(size, bool)
+        while owner[column] >= 0:
+            used = owner[column]
+            through = -gain[used] - row_price[used] - column_price[:size]
+            closer = open_ & (through < distance)
+            distance[closer], before[:size][closer] = through[closer], column
+            nearest = int(np.where(open_, distance, np.inf).argmin())
+            step = distance[nearest]
+            closed = np.append(~open_, True)
+            row_price[owner[closed]] += step
+            column_price[closed] -= step
+            distance[open_] -= step
+            column, open_[nearest] = nearest, False
+        while column != size:
+            owner[column], column = owner[before[column]], before[column]
+    result = np.empty(size, int)
+    result[owner[:size]] = np.arange(size)
+    return result
+
+
+def optimize_permutation(
+    score: Array, pattern: str | tuple[int, int] | Pattern, *, max_rounds: int, seed: int = 0
+) -> Array:
+    """Rounds of assignments without noise: an order that keeps at least as much as the given one."""
+    wanted, rng = Pattern(pattern), np.random.default_rng(seed)
+    keep, size = wanted.keep, wanted.group
+    groups = np.arange(score.shape[1]).reshape(-1, size)
+    for _ in range(max_rounds):
+        slots = rng.integers(size, size=len(groups))
+        taken = groups[np.arange(len(groups)), slots]
+        rest = np.stack([np.delete(members, slot) for members, slot in zip(groups, slots, strict=True)])
+        # A column adds what it has above the N-th largest of the group's others.
+        theta = np.sort(score[:, rest], axis=2)[:, :, size - 1 - keep]
+        gain = np.maximum(score[:, taken][:, :, None] - theta[:, None, :], 0).sum(axis=0)
+        to = assign(gain)
+        groups[to, slots[to]] = taken
+    return groups.ravel()
+
+
+# sparse
+
+
+def nm_linear(W: Array, X: Array, bias: Array | None = None, activation: str | None = None) -> Array:
+    """activation(X W' + bias) in float64, with the dense matrix."""
+    out: Array = X.astype(np.float64) @ W.T.astype(np.float64)
+    if bias is not None:
+        out = out + bias
+    if activation == "relu":
+        return np.maximum(out, 0)
+    if activation == "gelu":
+        return np.array(out * 0.5 * np.vectorize(math.erfc, otypes=[float])(-out / math.sqrt(2)))
+    return out
 
 
 # spectra

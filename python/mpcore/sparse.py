@@ -14,7 +14,9 @@ import safetensors
 import safetensors.numpy
 
 from mpcore import _native
-from mpcore.records import Pattern, atomic, to_numpy
+from mpcore.arrays import to_bool, to_count, to_numpy
+from mpcore.pattern import Pattern
+from mpcore.serialise import atomic
 
 FORMAT = "mpcore-packed-1"
 """Version of the files of :meth:`Packed.save`."""
@@ -128,13 +130,7 @@ def pack(W: Any, pattern: str | tuple[int, int] | Pattern, *, mask: Any = None) 
     wanted = Pattern(pattern)
     kind = _kind(W, "W")
     weight = np.ascontiguousarray(to_numpy(W, "W", ndim=2))
-    kept = None
-    if mask is not None:
-        kept = np.ascontiguousarray(mask.detach().cpu() if _is_torch(mask) else mask)
-        if kept.dtype != np.bool_:
-            raise TypeError(f"mask: dtype {kept.dtype} is not bool")
-        if kept.shape != weight.shape:
-            raise ValueError(f"mask: shape {kept.shape} is not that of W, {weight.shape}")
+    kept = None if mask is None else np.ascontiguousarray(to_bool(mask, "mask", shape=weight.shape))
     values, places = _native.pack_weights(weight, wanted.keep, wanted.group, kept)
     stored = (values.view(np.uint32) >> 16).astype(np.uint16) if kind == "bfloat16" else values
     return Packed(stored, places, weight.shape[1], wanted)
@@ -180,11 +176,10 @@ def nm_linear(
     shift = None if bias is None else np.ascontiguousarray(to_numpy(bias, "bias", ndim=1), dtype=np.float32)
     if shift is not None and len(shift) != packed.shape[0]:
         raise ValueError(f"bias: {len(shift)} values, wanted {packed.shape[0]}, one per row of the weights")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads: {threads} is below 1")
+    workers = None if threads is None else to_count(threads, "threads", least=1)
     pattern = (packed.pattern.keep, packed.pattern.group)
     half = packed.dtype == "bfloat16" and kind == "float32"
-    out = _native.nm_linear(packed.wide, packed.places, tokens, pattern, shift, activation, half, threads)
+    out = _native.nm_linear(packed.wide, packed.places, tokens, pattern, shift, activation, half, workers)
     if _is_torch(X):
         return sys.modules["torch"].from_numpy(out).to(X.dtype)
     return out.astype(X.dtype, copy=False)

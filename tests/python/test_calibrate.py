@@ -103,6 +103,7 @@ def test_rows_by_segments_equal_rows_of_whole_forward_passes(build, channels, si
     segments = find_segments(net, names, batches[0])
     assert segments == ["blocks.0", "blocks.1"]
     path, order = Path(net, segments, batches), list(stats)
+    assert torch.equal(path.output(1), net(batches[1]))
     for name in order:
         inside = [k for k, segment in enumerate(segments) if name.startswith(segment + ".")]
         stage = inside[0] + 1 if inside else (0 if path.stage == 0 else len(segments) + 1)
@@ -111,6 +112,7 @@ def test_rows_by_segments_equal_rows_of_whole_forward_passes(build, channels, si
         rows = torch.cat([path.rows(name, k, positions=EVERYTHING, seed=0) for k in range(2)]).double()
         np.testing.assert_allclose(rows.mean(0).numpy(), stats[name].mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(rows.square().mean(0).numpy(), stats[name].square, rtol=1e-5, atol=1e-6)
+        assert torch.equal(path.output(1), net(batches[1]))
 
 
 class SkipsABlock(nn.Module):

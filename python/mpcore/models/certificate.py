@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mpcore.models.apply import Matrix
 from mpcore.models.batches import first, forward, place, size, split
+from mpcore.models.segments import Path
 
 
 class LogitTrail:
@@ -21,6 +22,11 @@ class LogitTrail:
         self.dense = self.logits(dense)
         self.now = self.dense
         self.path: dict[str, Matrix] = {}
+        self._walk: tuple[Path, Mapping[str, int]] | None = None
+
+    def follow(self, model: nn.Module, segments: Sequence[str], stages: Mapping[str, int]) -> None:
+        """Measure ``model`` by segments from now on: what lies before a step's stage is not run again."""
+        self._walk = Path(model, segments, [inputs for inputs, _ in self.batches]), stages
 
     @torch.inference_mode()
     def logits(self, model: nn.Module) -> Matrix:
@@ -33,10 +39,18 @@ class LogitTrail:
 
     def step(self, name: str, model: nn.Module) -> Matrix:
         """Largest logit change of every sample since the last step; remembered under ``name``."""
-        logits = self.logits(model)
+        logits = self._logits_from(name) if self._walk is not None else self.logits(model)
         self.path[name] = np.abs(logits - self.now).max(axis=1)
         self.now = logits
         return self.path[name]
+
+    def _logits_from(self, name: str) -> Matrix:
+        """Logits of the followed model, from the stage of layer ``name`` on."""
+        assert self._walk is not None
+        path, stages = self._walk
+        while path.stage < stages[name]:
+            path.advance()
+        return torch.cat([path.output(index).double().cpu() for index in range(len(self.batches))]).numpy()
 
     @property
     def labels(self) -> Matrix | None:

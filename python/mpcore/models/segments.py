@@ -141,6 +141,20 @@ class Path:
                 self._inputs[index] = _first_tensor(self._output)
         self.stage += 1
 
+    @torch.inference_mode()
+    def output(self, index: int) -> Tensor:
+        """The model's output on batch ``index``, computed from the current stage on."""
+        inputs = place(split(self.batches[index])[0], self.model)
+        if self.stage == 0:
+            return forward(self.model, inputs)
+        activation, handed_on = self._inputs[index].clone(), self._output
+        for name in self.segments[self.stage - 1 :]:
+            args, kwargs = self._extras[name][index]
+            handed_on = self.model.get_submodule(name)(activation, *args, **kwargs)
+            activation = _first_tensor(handed_on)
+        with _relayed(self.model, self.segments, _with_tensor(handed_on, activation)):
+            return forward(self.model, inputs)
+
     def _run(self, index: int) -> Any:
         """Forward pass of the current stage."""
         if 1 <= self.stage <= len(self.segments):

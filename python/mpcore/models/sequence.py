@@ -68,9 +68,9 @@ class Walk:
             seed,
         )
         self.order = [name for name in stats if name in patterns]
-        segments = find_segments(dense, self.order, batches[0])
-        self.stages = self._stages(segments)
-        self.dense_path, self.pruned_path = Path(dense, segments, batches), Path(pruned, segments, batches)
+        self.segments = find_segments(dense, self.order, batches[0])
+        self.stages = self._stages(self.segments)
+        self.dense_path, self.pruned_path = (Path(model, self.segments, batches) for model in (dense, pruned))
         self.batches = range(len(batches))
 
     def _stages(self, segments: Sequence[str]) -> dict[str, int]:

@@ -1,5 +1,11 @@
 //! A thread pool of a chosen size; results never depend on it.
 
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::{Error, Result};
+
+const MOST_THREADS: usize = 1024;
+
 /// Run `work` on a pool of `threads` threads; `None` uses rayon's global pool.
 ///
 /// # Panics
@@ -7,7 +13,7 @@
 pub fn with_threads<T: Send>(threads: Option<usize>, work: impl FnOnce() -> T + Send) -> T {
     match threads {
         None => work(),
-        Some(count) => rayon::ThreadPoolBuilder::new()
+        Some(count) => ThreadPoolBuilder::new()
             .num_threads(count.max(1))
             .build()
             .expect("the operating system refused to start a thread")
@@ -16,28 +22,54 @@ pub fn with_threads<T: Send>(threads: Option<usize>, work: impl FnOnce() -> T + 
 }
 
 /// A pool of a chosen size that is kept between calls, for loops that must look around on the calling thread.
-pub struct Threads(Option<rayon::ThreadPool>);
+pub struct Threads(Option<ThreadPool>);
 
 impl Threads {
     /// `count` threads; `None` for rayon's global pool.
     ///
-    /// # Panics
-    /// If the operating system refuses to start threads.
-    #[must_use]
-    pub fn new(count: Option<usize>) -> Self {
-        Self(count.map(|count| {
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(count.max(1))
-                .build()
-                .expect("the operating system refused to start a thread")
-        }))
+    /// # Errors
+    /// [`Error::Shape`] if `count` is 0, above 1024, or more than the operating system starts.
+    pub fn new(count: Option<usize>) -> Result<Self> {
+        count.map(start).transpose().map(Self)
     }
 
     /// Run `work` on the pool and wait for it.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         match &self.0 {
-            None => work(),
+            None => rayon::scope(|_| work()), // on the global pool, so that loops inside need not enter it one by one
             Some(pool) => pool.install(work),
         }
+    }
+}
+
+fn start(count: usize) -> Result<ThreadPool> {
+    let refused = || Error::Shape {
+        name: "threads",
+        got: count,
+        wanted: format!("between 1 and {MOST_THREADS}, and within the limits of the system"),
+    };
+    if !(1..=MOST_THREADS).contains(&count) {
+        return Err(refused());
+    }
+    ThreadPoolBuilder::new()
+        .num_threads(count)
+        .build()
+        .map_err(|_| refused())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_has_the_chosen_size_and_zero_is_refused() {
+        let threads = Threads::new(Some(3)).map(|threads| threads.run(rayon::current_num_threads));
+        assert_eq!(threads, Ok(3));
+        let refused = Threads::new(Some(0)).map(|_| ()).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .starts_with("threads: 0 is not between 1 and 1024")
+        );
     }
 }

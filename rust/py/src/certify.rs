@@ -1,10 +1,5 @@
 //! Binding of `mpcore_core::certify`.
 
-#![expect(
-    clippy::needless_pass_by_value,
-    reason = "pyo3 hands over its array guards by value"
-)]
-
 use mpcore_core::certify;
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;

@@ -1,10 +1,5 @@
 //! Binding of `mpcore_core::compensate`.
 
-#![expect(
-    clippy::needless_pass_by_value,
-    reason = "pyo3 hands over its array guards by value"
-)]
-
 use mpcore_core::compensate::{self, Layer, Workers};
 use mpcore_core::nm::Pattern;
 use numpy::{

@@ -1,5 +1,10 @@
 //! Python binding: unpack, run without the GIL, wrap. One file per module of the core.
 
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands over its array guards by value"
+)]
+
 use pyo3::prelude::*;
 
 mod certify;

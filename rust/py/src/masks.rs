@@ -129,6 +129,11 @@ fn transposable_mask<'py>(
     }
 }
 
+/// Whether Ctrl-C was pressed; the exception it brings is raised anew by the caller.
+pub(crate) fn interrupted() -> bool {
+    Python::attach(|py| py.check_signals().is_err())
+}
+
 /// A rule that finds a mask for a matrix with so many columns.
 trait Find: Sync {
     fn find<T: select::Score>(
@@ -148,7 +153,7 @@ impl Find for Transposable {
         columns: usize,
         pattern: Pattern,
     ) -> mpcore_core::Result<Vec<bool>> {
-        transposable::transposable_mask(values, columns, pattern)
+        transposable::transposable_mask(values, columns, pattern, &interrupted)
     }
 }
 
@@ -164,7 +169,14 @@ impl Find for Quadratic<'_> {
         columns: usize,
         pattern: Pattern,
     ) -> mpcore_core::Result<Vec<bool>> {
-        quadratic::quadratic_mask(values, columns, self.gram, pattern, self.target)
+        quadratic::quadratic_mask(
+            values,
+            columns,
+            self.gram,
+            pattern,
+            self.target,
+            &interrupted,
+        )
     }
 }
 

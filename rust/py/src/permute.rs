@@ -1,20 +1,21 @@
 //! Channel permutations: `mpcore_core::permute`.
 
 use mpcore_core::nm::{Pattern, select::Score};
-use mpcore_core::permute::search::{Found, Settings, optimize};
+use mpcore_core::permute::search::{Ceiling, Found, Settings, optimize};
 use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use crate::error::to_python;
-use crate::masks::Matrix;
+use crate::masks::{Matrix, interrupted};
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(optimize_permutation, module)?)
 }
 
-/// order, kept, kept under the given order, bound by rows, trace, rounds, interrupted.
+/// order, kept, kept under the given order, bound by rows, lowest bound, trace, rounds, interrupted.
 type Result<'py> = (
     Bound<'py, PyArray1<i64>>,
+    f64,
     f64,
     f64,
     f64,
@@ -24,6 +25,8 @@ type Result<'py> = (
 );
 
 #[pyfunction]
+#[pyo3(signature = (score, pattern, time_limit, max_rounds, seed, threads, pricing))]
+#[expect(clippy::too_many_arguments, reason = "the facade's keywords, unpacked")]
 fn optimize_permutation<'py>(
     py: Python<'py>,
     score: Matrix<'py>,
@@ -32,12 +35,18 @@ fn optimize_permutation<'py>(
     max_rounds: Option<u64>,
     seed: u64,
     threads: Option<usize>,
+    pricing: bool,
 ) -> PyResult<Result<'py>> {
     let settings = Settings {
         time_limit,
         max_rounds,
         seed,
         threads,
+        bound: if pricing {
+            Ceiling::Pricing
+        } else {
+            Ceiling::Rows
+        },
     };
     let found = match score {
         Matrix::Single(score) => search(py, &score, pattern, settings),
@@ -49,6 +58,7 @@ fn optimize_permutation<'py>(
         found.kept,
         found.kept_identity,
         found.row_bound,
+        found.upper_bound,
         found.trace,
         found.rounds,
         found.interrupted,
@@ -64,10 +74,9 @@ fn search<T: Score + Element>(
     let columns = score.shape()[1];
     let values = score.as_slice()?;
     // Ctrl-C ends the search; the exception is dropped, because the best order so far is the answer.
-    let stop = || Python::attach(|py| py.check_signals().is_err());
     py.detach(|| {
         Pattern::new(keep, group)
-            .and_then(|pattern| optimize(values, columns, pattern, settings, &stop))
+            .and_then(|pattern| optimize(values, columns, pattern, settings, &interrupted))
     })
     .map_err(|error| to_python(&error))
 }

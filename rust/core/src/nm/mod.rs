@@ -1,6 +1,7 @@
 //! N:M sparsity: which weights stay, and how the rest is stored.
 
 pub mod check;
+mod deal;
 pub(crate) mod network;
 pub mod pack;
 pub mod pattern;

@@ -3,6 +3,7 @@
 use num_traits::Float;
 use rayon::prelude::*;
 
+use super::deal::{collect, deal, factors};
 use super::network::Network;
 use super::{Fibers, Pattern};
 use crate::vector::{Kernel, widest};
@@ -123,10 +124,15 @@ impl<T: Score> TopN<'_, T> {
         let (mut lines, mut spare) = (&mut one[..used], &mut two[..used]);
         let (mut three, mut four) = ([false; TILE], [false; TILE]);
         let (mut kept, mut other) = (&mut three[..used], &mut four[..used]);
-        let mut room = [0; TILE / 2];
+        let mut counts = [0; TILE / 2];
         for (score, mask) in self.score.chunks(used).zip(self.mask.chunks_mut(used)) {
-            lines[..score.len()].copy_from_slice(score);
-            for &factor in &factors {
+            if score.len() == used {
+                deal(score, lines, factors[0]);
+            } else {
+                spare[..score.len()].copy_from_slice(score);
+                deal(spare, lines, factors[0]);
+            }
+            for &factor in &factors[1..] {
                 deal(lines, spare, factor);
                 std::mem::swap(&mut lines, &mut spare);
             }
@@ -134,13 +140,18 @@ impl<T: Score> TopN<'_, T> {
                 lines,
                 kept,
                 (self.network, self.pattern.keep()),
-                (spare, &mut room[..width]),
+                (spare, &mut counts[..width]),
             );
-            for &factor in factors.iter().rev() {
+            for &factor in factors[1..].iter().rev() {
                 collect(kept, other, factor);
                 std::mem::swap(&mut kept, &mut other);
             }
-            mask.copy_from_slice(&kept[..mask.len()]);
+            if mask.len() == used {
+                collect(kept, mask, factors[0]);
+            } else {
+                collect(kept, other, factors[0]);
+                mask.copy_from_slice(&other[..mask.len()]);
+            }
         }
     }
 
@@ -157,7 +168,10 @@ impl<T: Score> TopN<'_, T> {
         let (mut one, mut two, mut three) = ([T::zero(); TILE], [T::zero(); TILE], [false; TILE]);
         let used = group * width;
         let (lines, spare, kept) = (&mut one[..used], &mut two[..used], &mut three[..used]);
-        let mut room = [0; TILE / 2];
+        let mut counts = [0; TILE / 2];
+        for (place, line) in lines.chunks_exact_mut(width).enumerate() {
+            line.fill(T::from(place).unwrap_or_default()); // lanes that stay unused shall have no ties
+        }
         let start = |row: usize| row % group * width + row / group * piece;
         for (score, mask) in self.score.chunks(slab).zip(self.mask.chunks_mut(slab)) {
             for first in (0..self.inner).step_by(piece) {
@@ -169,7 +183,7 @@ impl<T: Score> TopN<'_, T> {
                     lines,
                     kept,
                     (self.network, self.pattern.keep()),
-                    (spare, &mut room[..width]),
+                    (spare, &mut counts[..width]),
                 );
                 for (row, entries) in mask.chunks_exact_mut(self.inner).enumerate() {
                     entries[part.clone()].copy_from_slice(&kept[start(row)..][..part.len()]);
@@ -184,88 +198,9 @@ fn width(group: usize) -> usize {
     TILE / group / 16 * 16
 }
 
-/// M as a product of fours, at most one two, and odd primes: 24 = 4 * 2 * 3.
-fn factors(group: usize) -> Vec<usize> {
-    let (mut rest, mut found) = (group, Vec::new());
-    for factor in std::iter::once(4).chain(2..=group) {
-        while rest.is_multiple_of(factor) {
-            found.push(factor);
-            rest /= factor;
-        }
-    }
-    found
-}
-
-/// to[k * part + e] = from[factor * e + k]: moves the lowest digit of the position to the top.
+/// Which entries of every column of `lines` (group x width) are among its `keep` largest; `sorted` and `counts` are scratch.
 ///
-/// One pass per factor of M turns consecutive groups into M lines, one for each place.
-#[expect(
-    clippy::inline_always,
-    reason = "takes on the caller's instruction set"
-)]
-#[inline(always)]
-fn deal<T: Copy>(from: &[T], to: &mut [T], factor: usize) {
-    let part = from.len() / factor;
-    match factor {
-        2 => {
-            let (even, odd) = to.split_at_mut(part);
-            for ((pair, even), odd) in from.chunks_exact(2).zip(even).zip(odd) {
-                (*even, *odd) = (pair[0], pair[1]);
-            }
-        }
-        4 => {
-            let (front, back) = to.split_at_mut(2 * part);
-            let ((a, b), (c, d)) = (front.split_at_mut(part), back.split_at_mut(part));
-            for ((((run, a), b), c), d) in from.chunks_exact(4).zip(a).zip(b).zip(c).zip(d) {
-                (*a, *b, *c, *d) = (run[0], run[1], run[2], run[3]);
-            }
-        }
-        _ => {
-            for (k, line) in to.chunks_exact_mut(part).enumerate() {
-                for (value, run) in line.iter_mut().zip(from.chunks_exact(factor)) {
-                    *value = run[k];
-                }
-            }
-        }
-    }
-}
-
-/// The inverse of [`deal`]: to[factor * e + k] = from[k * part + e].
-#[expect(
-    clippy::inline_always,
-    reason = "takes on the caller's instruction set"
-)]
-#[inline(always)]
-fn collect<T: Copy>(from: &[T], to: &mut [T], factor: usize) {
-    let part = from.len() / factor;
-    match factor {
-        2 => {
-            let (even, odd) = from.split_at(part);
-            for ((pair, even), odd) in to.chunks_exact_mut(2).zip(even).zip(odd) {
-                (pair[0], pair[1]) = (*even, *odd);
-            }
-        }
-        4 => {
-            let (front, back) = from.split_at(2 * part);
-            let ((a, b), (c, d)) = (front.split_at(part), back.split_at(part));
-            for ((((run, a), b), c), d) in to.chunks_exact_mut(4).zip(a).zip(b).zip(c).zip(d) {
-                (run[0], run[1], run[2], run[3]) = (*a, *b, *c, *d);
-            }
-        }
-        _ => {
-            for (k, line) in from.chunks_exact(part).enumerate() {
-                for (value, run) in line.iter().zip(to.chunks_exact_mut(factor)) {
-                    run[k] = *value;
-                }
-            }
-        }
-    }
-}
-
-/// Which entries of every column of `lines` (group x width) are among its `keep` largest; `sorted` and `room` are scratch.
-///
-/// The network leaves the `keep`-th largest in its line. Entries above it stay, and of those equal to it the first ones,
-/// as many as there is room for.
+/// The network leaves the `keep`-th largest in its line. Where no more than `keep` entries reach it, these are the mask.
 #[expect(
     clippy::inline_always,
     reason = "takes on the caller's instruction set"
@@ -275,12 +210,39 @@ fn rank<T: Score>(
     lines: &[T],
     kept: &mut [bool],
     (network, keep): (&Network, usize),
-    (sorted, room): (&mut [T], &mut [u32]),
+    (sorted, counts): (&mut [T], &mut [u32]),
 ) {
-    let width = room.len();
+    let width = counts.len();
     sorted.copy_from_slice(lines);
     network.apply(sorted, width);
     let last = &sorted[(keep - 1) * width..][..width];
+    counts.fill(0);
+    for (line, kept) in lines.chunks_exact(width).zip(kept.chunks_exact_mut(width)) {
+        let entries = line.iter().zip(last).zip(counts.iter_mut());
+        for (((value, last), count), kept) in entries.zip(kept) {
+            *kept = value >= last;
+            *count += u32::from(value >= last);
+        }
+    }
+    let most = counts.iter().fold(0, |most, &count| most.max(count));
+    if most > keep as u32 {
+        settle_ties(lines, last, kept, (keep, counts));
+    }
+}
+
+/// Of the entries equal to the `keep`-th largest, keep the first ones, as many as there is room for.
+#[expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#[inline(always)]
+fn settle_ties<T: Score>(
+    lines: &[T],
+    last: &[T],
+    kept: &mut [bool],
+    (keep, room): (usize, &mut [u32]),
+) {
+    let width = room.len();
     room.fill(keep as u32);
     for line in lines.chunks_exact(width) {
         for ((value, last), room) in line.iter().zip(last).zip(room.iter_mut()) {
@@ -291,7 +253,7 @@ fn rank<T: Score>(
         let entries = line.iter().zip(last).zip(room.iter_mut());
         for (((value, last), room), kept) in entries.zip(kept) {
             let tie = u32::from(value == last) & u32::from(*room > 0);
-            *kept = (value > last) | (tie > 0);
+            *kept = u32::from(value > last) + tie > 0;
             *room -= tie;
         }
     }

@@ -7,6 +7,9 @@ use super::pattern::MAX_GROUP;
 use super::select::Score;
 use crate::{Error, Result};
 
+/// Entries between two looks at `stop`: a fraction of a second.
+const BATCH: usize = 1 << 18;
+
 /// The best mask that keeps N entries in every row and every column of each M x M block.
 ///
 /// `score` is (rows x columns), row-major, finite, any sign. Each block is a transportation problem (N units from every row,
@@ -14,23 +17,24 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// [`Error::NotAMultiple`] if M does not divide the columns; [`Error::Shape`] if it does not divide the rows;
-/// [`Error::NotFinite`] at the first NaN or infinity.
+/// [`Error::NotFinite`] at the first NaN or infinity; [`Error::Interrupted`] if `stop`, which is asked now and then, says so.
 ///
 /// # Examples
 /// ```
 /// use mpcore_core::nm::{Pattern, transposable::transposable_mask};
-/// let mask = transposable_mask(&[3.0, 2.0, 2.5, 0.0], 2, Pattern::new(1, 2)?)?;
+/// let mask = transposable_mask(&[3.0, 2.0, 2.5, 0.0], 2, Pattern::new(1, 2)?, &|| false)?;
 /// assert_eq!(mask, [false, true, true, false]);
 /// # Ok::<(), mpcore_core::Error>(())
 /// ```
 ///
 /// # References
 /// I. Hubara et al., *Accelerated Sparse Neural Training: A Provable and Efficient Method to Find N:M Transposable Masks*,
-/// NeurIPS 2021, who state the problem as a flow and solve it approximately.
+/// `NeurIPS` 2021, who state the problem as a flow and solve it approximately.
 pub fn transposable_mask<T: Score>(
     score: &[T],
     columns: usize,
     pattern: Pattern,
+    stop: &dyn Fn() -> bool,
 ) -> Result<Vec<bool>> {
     let group = pattern.group();
     pattern.groups(columns, "score")?;
@@ -54,20 +58,26 @@ pub fn transposable_mask<T: Score>(
     if columns == 0 {
         return Ok(mask);
     }
-    let bands = score.par_chunks(columns * group);
-    bands
-        .zip(mask.par_chunks_mut(columns * group))
-        .for_each(|(score, mask)| {
-            for first in (0..columns).step_by(group) {
-                let mut flow = Flow::new(group, |i, j| score[i * columns + first + j].into());
-                flow.fill(pattern.keep());
-                for i in 0..group {
-                    for j in 0..group {
-                        mask[i * columns + first + j] = flow.kept[i][j];
-                    }
+    let fill = |(score, mask): (&[T], &mut [bool])| {
+        for first in (0..columns).step_by(group) {
+            let mut flow = Flow::new(group, |i, j| score[i * columns + first + j].into());
+            flow.fill(pattern.keep());
+            for i in 0..group {
+                for j in 0..group {
+                    mask[i * columns + first + j] = flow.kept[i][j];
                 }
             }
-        });
+        }
+    };
+    let band = columns * group;
+    let batch = band * (BATCH / band).max(1);
+    for (score, mask) in score.chunks(batch).zip(mask.chunks_mut(batch)) {
+        if stop() {
+            return Err(Error::Interrupted);
+        }
+        let bands = score.par_chunks(band).zip(mask.par_chunks_mut(band));
+        bands.for_each(fill);
+    }
     Ok(mask)
 }
 
@@ -232,10 +242,14 @@ mod tests {
         for set in (0u32..1 << group).filter(|set| set.count_ones() as usize == keep) {
             let chosen: Vec<usize> = (0..group).filter(|j| set >> j & 1 == 1).collect();
             if chosen.iter().all(|&j| need[j] > 0) {
-                chosen.iter().for_each(|&j| need[j] -= 1);
+                for &j in &chosen {
+                    need[j] -= 1;
+                }
                 let own: f64 = chosen.iter().map(|&j| score[row * group + j]).sum();
                 best = best.max(own + slow(score, group, keep, row + 1, need));
-                chosen.iter().for_each(|&j| need[j] += 1);
+                for &j in &chosen {
+                    need[j] += 1;
+                }
             }
         }
         best
@@ -250,7 +264,7 @@ mod tests {
             let keep = 1 + extra % (group - 1);
             let score: Vec<f64> = (0..group * group).map(|i| f64::from(values[i])).collect();
             let pattern = Pattern::new(keep, group).unwrap();
-            let mask = transposable_mask(&score, group, pattern).unwrap();
+            let mask = transposable_mask(&score, group, pattern, &|| false).unwrap();
             for k in 0..group {
                 prop_assert_eq!((0..group).filter(|j| mask[k * group + j]).count(), keep);
                 prop_assert_eq!((0..group).filter(|i| mask[i * group + k]).count(), keep);
@@ -262,7 +276,7 @@ mod tests {
 
     #[test]
     fn rows_that_m_does_not_divide_are_refused() {
-        let found = transposable_mask(&[0.0f32; 24], 4, Pattern::new(2, 4).unwrap());
+        let found = transposable_mask(&[0.0f32; 24], 4, Pattern::new(2, 4).unwrap(), &|| false);
         assert_eq!(
             found.unwrap_err().to_string(),
             "score: 6 is not a number of rows that is a multiple of group = 4"

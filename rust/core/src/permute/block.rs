@@ -162,7 +162,7 @@ fn gains(problem: &Problem, block: &[Group], taken: &[u32]) -> Vec<f32> {
     gain
 }
 
-/// Root mean square of an (n x n) matrix less its row and column means: what an assignment can choose between.
+/// Standard deviation of an (n x n) matrix less its row and column means: what an assignment can choose between.
 fn spread(gain: &[f32], n: usize) -> f32 {
     let mut by_column = vec![0.0f32; n];
     let (mut total, mut squares, mut by_row) = (0.0, 0.0, 0.0);
@@ -177,7 +177,56 @@ fn spread(gain: &[f32], n: usize) -> f32 {
     }
     let size = n as f32;
     let columns: f32 = by_column.iter().map(|sum| sum * sum).sum();
-    ((squares - (by_row + columns) / size + total * total / (size * size)) / (size * size))
-        .max(0.0)
-        .sqrt()
+    let residual = squares - (by_row + columns) / size + total * total / (size * size);
+    residual.max(0.0).sqrt() / (size - 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sum of the `keep` largest of each row over the given columns of a (rows x columns) matrix.
+    fn slow(score: &[f64], columns: usize, members: &[u32], keep: usize) -> f64 {
+        let rows = score.chunks_exact(columns);
+        rows.map(|row| {
+            let mut entries: Vec<f64> = members.iter().map(|&c| row[c as usize]).collect();
+            entries.sort_by(|a, b| b.total_cmp(a));
+            entries[..keep].iter().sum::<f64>()
+        })
+        .sum()
+    }
+
+    #[test]
+    fn the_gain_of_a_column_in_a_slot_is_what_the_group_keeps_more() {
+        let (rows, columns) = (37, 24);
+        let score: Vec<f64> = (0..rows * columns)
+            .map(|i| f64::from((i * i * 31 + 7 * i) as u32 % 101))
+            .collect();
+        for (keep, group) in [(1, 4), (2, 4), (3, 4), (3, 8), (7, 12)] {
+            let pattern = Pattern::new(keep, group).unwrap();
+            let problem = Problem::new(Columns::new(&score, columns, 1.0), pattern);
+            let order: Vec<u32> = (0..columns as u32).collect();
+            let mut block = problem.groups(&order);
+            let taken: Vec<u32> = block.iter().map(|g| g.members[1]).collect();
+            for (group, &column) in block.iter_mut().zip(&taken) {
+                widest(Threshold {
+                    own: problem.columns.column(column),
+                    last: &group.last,
+                    next: &group.next,
+                    theta: &mut group.theta,
+                });
+            }
+            let gain = gains(&problem, &block, &taken);
+            for (i, &column) in taken.iter().enumerate() {
+                for (j, group) in block.iter().enumerate() {
+                    let before = slow(&score, columns, &group.members, keep);
+                    assert!((group.value - before).abs() < 1e-3);
+                    let mut members = group.members.clone();
+                    members[1] = column;
+                    let more = slow(&score, columns, &members, keep) - before;
+                    assert!((f64::from(gain[i * block.len() + j]) - more).abs() < 1e-2);
+                }
+            }
+        }
+    }
 }

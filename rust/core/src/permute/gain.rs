@@ -1,8 +1,8 @@
 //! What a column is worth in a slot of a group, for all columns and slots at once.
 //!
-//! Let a_N and a_{N+1} be the N-th and (N+1)-th largest entries of a group in some row. With column j taken out, the
-//! N-th largest of the rest is theta = a_{N+1} if s_j >= a_N, else a_N; putting column c in its place adds
-//! max(0, s_c - theta) = max(s_c, theta) - theta to the sum of the N largest. Everything is element-wise along the rows,
+//! Let `a_N` and `a_{N+1}` be the N-th and (N+1)-th largest entries of a group in some row. With column j taken out, the
+//! N-th largest of the rest is `theta = a_{N+1}` if `s_j >= a_N`, else `a_N`; putting column c in its place adds
+//! `max(0, s_c - theta) = max(s_c, theta) - theta` to the sum of the N largest. Everything is element-wise along the rows,
 //! so columns are stored contiguously and padded with zeros to whole vectors.
 
 use std::ops::Range;
@@ -70,7 +70,7 @@ pub(crate) struct GroupStatistics<'a> {
 }
 
 impl Kernel for GroupStatistics<'_> {
-    /// The sum, in f64: that of max(s, a_N), less (M - N) a_N.
+    /// The sum, in f64: that of `max(s, a_N)`, less `(M - N) a_N`.
     type Output = f64;
 
     #[expect(
@@ -157,7 +157,7 @@ impl Kernel for Threshold<'_> {
     }
 }
 
-/// gain[i * n + j] = sum over rows of max(column_i, theta_j): a matrix product with max in place of times.
+/// `gain[i * n + j]` = sum over rows of `max(column_i, theta_j)`: a matrix product with max in place of times.
 ///
 /// `theta` are n lines; `gain` is (columns x n). Sums run over 16 lanes in f32, `ROWS` rows at a time.
 pub(crate) fn sums_of_max(columns: &[&[f32]], theta: &[&[f32]], gain: &mut [f32]) {

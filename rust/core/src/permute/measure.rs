@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::nm::{Pattern, pattern::MAX_GROUP, select::Score};
+use crate::{Error, Result};
 
 /// Rows of one task; partial sums are added in the order of the tasks, whatever thread ran them.
 const ROWS: usize = 32;
@@ -27,13 +28,30 @@ pub(crate) fn kept<T: Score>(score: &[T], columns: usize, order: &[u32], pattern
 
 /// Sum over rows of the C N / M largest entries: an N:M mask keeps as many, but cannot choose freely.
 pub(crate) fn row_bound<T: Score>(score: &[T], columns: usize, pattern: Pattern) -> f64 {
-    let keep = columns / pattern.group() * pattern.keep();
     by_rows(score, columns, |row, scratch| {
-        scratch.clear();
-        scratch.extend(row.iter().map(|&v| Into::<f64>::into(v)));
-        let (top, last, _) = scratch.select_nth_unstable_by(keep - 1, |a, b| b.total_cmp(a));
-        top.iter().sum::<f64>() + *last
+        let (above, last) = largest(row, pattern, scratch);
+        above.iter().sum::<f64>() + last
     })
+}
+
+/// The C N / M-th largest entry of each row.
+pub(crate) fn thresholds<T: Score>(score: &[T], columns: usize, pattern: Pattern) -> Vec<f64> {
+    let rows = score.chunks_exact(columns);
+    rows.map(|row| largest(row, pattern, &mut Vec::new()).1)
+        .collect()
+}
+
+/// The entries above the C N / M-th largest one, in any order, and that one.
+fn largest<'a, T: Score>(
+    row: &[T],
+    pattern: Pattern,
+    scratch: &'a mut Vec<f64>,
+) -> (&'a [f64], f64) {
+    let keep = row.len() / pattern.group() * pattern.keep();
+    scratch.clear();
+    scratch.extend(row.iter().map(|&v| Into::<f64>::into(v)));
+    let (above, last, _) = scratch.select_nth_unstable_by(keep - 1, |a, b| b.total_cmp(a));
+    (above, *last)
 }
 
 fn by_rows<T: Score>(
@@ -51,4 +69,25 @@ fn by_rows<T: Score>(
         })
         .collect();
     parts.iter().sum()
+}
+
+/// The power of two that brings the largest score to (1/2, 1], so that f64 scores of any size survive in f32.
+pub(crate) fn scale<T: Score>(score: &[T]) -> Result<f64> {
+    let mut largest = 0.0f64;
+    for &value in score {
+        let value: f64 = value.into();
+        if !(0.0..f64::INFINITY).contains(&value) {
+            return Err(Error::Value {
+                name: "score",
+                got: value,
+                wanted: "finite and >= 0",
+            });
+        }
+        largest = largest.max(value);
+    }
+    Ok(if largest > 0.0 {
+        (-largest.log2().ceil()).exp2()
+    } else {
+        1.0
+    })
 }

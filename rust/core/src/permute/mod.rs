@@ -2,6 +2,8 @@
 
 pub mod assign;
 mod block;
+pub mod bound;
+mod chain;
 mod gain;
 mod measure;
 pub mod search;

@@ -12,7 +12,7 @@ pub(crate) const TILE: usize = 4;
 /// Entries of one line for `LANES` consecutive rows.
 pub(crate) type Lanes = [f32; LANES];
 
-/// sums[i][j] = sum over rows of max(x_i, y_j), lane by lane; all lines are equally long.
+/// `sums[i][j]` = sum over rows of `max(x_i, y_j)`, lane by lane; all lines are equally long.
 type Sums = fn(&[&[Lanes]; TILE], &[&[Lanes]; TILE]) -> [[Lanes; TILE]; TILE];
 
 /// The version for this CPU.
