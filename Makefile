@@ -33,7 +33,7 @@ demo: build  ## run the main job on an embedded default: train, prune, certify, 
 	$(BIN)/mpcore demo --out demo-run
 
 test: build  ## all tests, Rust and Python
-	cargo test --workspace --quiet
+	cargo test --release --workspace --quiet
 	$(BIN)/python -m pytest
 
 lint: build  ## formatting, lints, types
