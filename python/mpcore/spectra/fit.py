@@ -208,7 +208,7 @@ def _second_opinion(matrix: _Matrix, sides: str, ask: dict[str, Any]) -> dict[st
         return {"n_spikes": None, "profile": None, "warnings": [f"no second opinion: {error}"]}
     white = (matrix.kept / rows[:, None] / columns).astype(matrix.kept.dtype)
     values = all_values(white, bulk=True, threads=ask["threads"])
-    found = _native.find_edge(values, matrix.n, model="mp", bema=None, profile=None, **ask)
+    found = _native.find_edge(values, matrix.n, model="auto", bema=None, profile=None, **ask)
     unit = float(rows.max())
     on_rows = _without_sampling_noise((rows / unit) ** 2, len(columns))
     on_columns = _without_sampling_noise(columns**2, len(rows))

@@ -22,13 +22,16 @@ pub struct FreeEdge {
 /// Share of the bulk that enters the fit, and the fewest values.
 const WINDOW: f64 = 0.12;
 const FEWEST: usize = 12;
+/// Largest a / L: square noise has 1.8, layers of trained transformers up to 5.2, a power law of spikes 6 and more.
+const STEEPEST: f64 = 5.5;
 
 /// Find the edge with the smallest number of spikes up to `most` that the fit confirms.
 ///
 /// For K spikes: the next 12 % of the values are `lambda_i` = L - a x - b x^2, x = ((i - 3/4) / (p - K))^(2/3), as any
 /// density that ends like a square root demands (3/4 from the counting function of real noise); weights sqrt(i). The
 /// local Tracy-Widom unit is a (p - K)^(-2/3) (2 / (3 pi))^(2/3). K is confirmed if K values exceed L + `quantile` units,
-/// the residual is what noise shows, and the density does not end more steeply than a <= 4 L.
+/// the residual is what noise shows, the density does not end more steeply than a <= 5.5 L, and L is no lower than the
+/// edge of noise of one variance with the energy of the bulk.
 #[must_use]
 pub fn search(spectrum: &Spectrum, quantile: f64, most: usize) -> FreeEdge {
     let most = most.min(spectrum.p().saturating_sub(2));
@@ -65,6 +68,14 @@ pub fn given(spectrum: &Spectrum, quantile: f64, spikes: usize) -> FreeEdge {
         settled: fit.good,
         ..fit.edge
     }
+}
+
+/// Edge of noise of one variance with the energy of this bulk: the least that any noise of this energy can have.
+fn least_edge(spectrum: &Spectrum, spikes: usize) -> f64 {
+    let bulk = spectrum.bulk(spikes);
+    let (p, n) = (bulk.len() as f64, (spectrum.n - spikes) as f64);
+    let mean = bulk.iter().sum::<f64>() / (p * n);
+    mean * (p.sqrt() + n.sqrt()).powi(2)
 }
 
 struct Candidate {
@@ -114,7 +125,9 @@ fn at(spectrum: &Spectrum, quantile: f64, spikes: usize) -> Candidate {
             settled: false,
         },
         residual,
-        good: residual < 0.2 + 2.5 / root && -slope <= 4.0 * edge,
+        good: residual < 0.2 + 2.5 / root
+            && -slope <= STEEPEST * edge
+            && edge >= 0.97 * least_edge(spectrum, spikes),
     }
 }
 
