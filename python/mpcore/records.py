@@ -174,6 +174,7 @@ class Certificate(Record):
     accuracy_pruned: float | None
     accuracy_interval: tuple[float, float] | None  # certified from margins of the true label
     layers: tuple[LayerCertificate, ...] = ()
+    label_margin: tuple[float, ...] | None = None  # of the dense model: logit of the true label minus the largest other
 
 
 @dataclass(frozen=True)
