@@ -221,6 +221,10 @@ class _Stages:
         if recipe.budget == "knapsack":
             costs = {name: found.costs() for name, found in self.sensitivities(layers, stats).items()}
             return budgets.knapsack(layers.layers, costs, recipe.pattern, sizes=self.sizes())
+        if recipe.budget == "rmt-2025":
+            errors = {name: fit.gof.ks for name, fit in spectra.items() if fit.gof.ks is not None}
+            bulk = {name: fit.bulk_fraction for name, fit in spectra.items()}
+            return budgets.rmt2025(layers.layers, errors, bulk, recipe.pattern)
         edges = {name: fit.sigma_plus for name, fit in spectra.items()}
         weights = {layer.name: as_matrix(layer_of(self.dense, layer.name).weight) for layer in layers.prunable()}
         if recipe.budget == "seb":

@@ -89,7 +89,7 @@ class Budget(Record):
     """Pattern of every layer. ``density`` is the share of all budgeted weights that is kept."""
 
     kind: ClassVar[str] = "budget"
-    method: str  # "uniform" | "seb" | "knapsack" | "table"
+    method: str  # "uniform" | "seb" | "rmt-2025" | "knapsack" | "table"
     layers: tuple[LayerBudget, ...]
     density: float
 

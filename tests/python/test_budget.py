@@ -15,6 +15,8 @@ from mpcore.budget import (
     knapsack,
     layer_weights,
     reference_pattern,
+    rmt2025,
+    rmt2025_shares,
     seb,
     solve_choices,
     uniform,
@@ -190,6 +192,30 @@ def test_the_corrected_signal_protects_layers_with_a_larger_effect_and_knows_no_
     assert dead["a"] == dead["b"]
     with pytest.raises(ValueError, match=r"signal: sigma [|]v[|] L of layer 'a' is nan"):
         corrected_signal({"a": 1.0}, {"a": 1.0}, {})
+
+
+# the rule of 2025
+
+
+def test_the_more_a_layer_looks_like_noise_the_more_it_gives():
+    layers = [linear("noise", 64, 64), linear("middle", 64, 64), linear("signal", 64, 64)]
+    errors, bulk = {"noise": 0.01, "middle": 0.3, "signal": 0.9}, {"noise": 1.0, "middle": 0.8, "signal": 0.4}
+    budget = rmt2025(layers, errors, bulk, "8:16")
+    densities = [entry.density for entry in budget.layers]
+    assert densities[0] < densities[1] < densities[2]
+    assert budget.density == pytest.approx(0.5)
+    assert budget.method == "rmt-2025"
+
+
+def test_its_cycles_by_hand():
+    """Two cycles for a layer with (1 - E) b = 0.25: 0.0612 * 0.125, then 0.062424 * 0.25^0.75 of the rest."""
+    share = rmt2025_shares({"a": 0.5}, {"a": 0.5}, cycles=2)["a"]
+    assert share == pytest.approx((1 - 0.0612 * 0.125) * (1 - 0.062424 * 0.25**0.75))
+    assert rmt2025_shares({"a": 1.0}, {"a": 0.5}) == {"a": 1.0}
+    with pytest.raises(ValueError, match=r"layer 'a': fit error 1\.5 and bulk 0\.5"):
+        rmt2025_shares({"a": 1.5}, {"a": 0.5})
+    with pytest.raises(ValueError, match="layer 'a': fit error -1"):
+        rmt2025([linear("a", 4, 16)], {}, {}, "2:4")
 
 
 # knapsack

@@ -9,6 +9,8 @@ from mpcore.budget.knapsack import reference_pattern as reference_pattern
 from mpcore.budget.knapsack import solve_choices as solve_choices
 from mpcore.budget.plain import from_table as from_table
 from mpcore.budget.plain import uniform as uniform
+from mpcore.budget.predecessor import rmt2025 as rmt2025
+from mpcore.budget.predecessor import rmt2025_shares as rmt2025_shares
 from mpcore.budget.seb import corrected_signal as corrected_signal
 from mpcore.budget.seb import hill_exponent as hill_exponent
 from mpcore.budget.seb import layer_weights as layer_weights

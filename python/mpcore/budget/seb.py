@@ -65,12 +65,12 @@ def seb(
     z = _signal(chosen, sigma_plus, hill, signal, 1 - wanted.density)
     factors = [_layer_weight(layer.role, 1 - wanted.density, z[layer.name]) for layer in chosen]
     shares = _shares([_magnitudes(weights, layer) for layer in chosen], factors, wanted.density)
-    keeps = _whole_patterns(shares, [layer.parameters for layer in chosen], wanted)
-    given = {
-        layer.name: _given(layer.name, keep, wanted.group, f"{share:.4f} by SEB, z {z[layer.name]:+.2f}")
+    keeps = whole_patterns(shares, [layer.parameters for layer in chosen], wanted)
+    entries = {
+        layer.name: given(layer.name, keep, wanted.group, f"{share:.4f} by SEB, z {z[layer.name]:+.2f}")
         for layer, keep, share in zip(chosen, keeps, shares, strict=True)
     }
-    return collect("seb", layers, [given.get(entry.name, entry) for entry in budgets])
+    return collect("seb", layers, [entries.get(entry.name, entry) for entry in budgets])
 
 
 def layer_weights(
@@ -226,7 +226,7 @@ def _shares(magnitudes: list[Array], factors: list[float], density: float) -> li
     return [float(np.count_nonzero(score >= threshold)) / score.size for score in scores]
 
 
-def _whole_patterns(shares: list[float], sizes: list[int], pattern: Pattern) -> list[int]:
+def whole_patterns(shares: list[float], sizes: list[int], pattern: Pattern) -> list[int]:
     """N' of every layer: nearest to its share, then moved one by one towards the uniform total."""
     group, weight = pattern.group, np.array(sizes, dtype=np.int64)
     wanted = np.array(shares) * group
@@ -245,7 +245,8 @@ def _whole_patterns(shares: list[float], sizes: list[int], pattern: Pattern) -> 
     return [int(value) for value in keep]
 
 
-def _given(name: str, keep: int, group: int, why: str) -> LayerBudget:
+def given(name: str, keep: int, group: int, why: str) -> LayerBudget:
+    """``keep`` of ``group``, or dense, with its reason."""
     if keep == group:
         return LayerBudget(name, None, 1.0, f"dense, keeps {why}")
     pattern = Pattern((keep, group))

@@ -200,7 +200,7 @@ class _State:
             share = 0.5 * (1 + math.cos(math.pi * step / steps))
             optimiser.param_groups[0]["lr"] = peak * (floor + (1 - floor) * share)
             optimiser.zero_grad()
-            self._loss(self._batch(), follow).backward()
+            torch.autograd.backward(self._loss(self._batch(), follow))
             for name, weight in self.weights.items():
                 if weight.grad is not None:
                     weight.grad.masked_fill_(~free[name], 0.0)

@@ -21,7 +21,7 @@ CHOICES = {
     "score": ("magnitude", "wanda", "activation", "quadratic"),
     "solver": ("none", "lstsq", "sparsegpt", "admm"),
     "sequence": ("parallel", "sequential", "asymmetric"),
-    "budget": ("uniform", "seb", "seb-corrected", "knapsack"),
+    "budget": ("uniform", "seb", "seb-corrected", "rmt-2025", "knapsack"),
     "unit": ("macs", "weights"),
 }
 
@@ -42,8 +42,9 @@ class Recipe:
         sequence: inputs of the layer-wise problem: ``parallel`` from the dense model; ``sequential`` from the
             already pruned prefix; ``asymmetric`` from the pruned prefix, fitted to the dense path's outputs.
         budget: ``uniform``; ``seb`` (Spectral Edge Budgeting, from the spectra alone); ``seb-corrected`` (the same
-            from the whole bound: noise, norm of the inputs, measured answer of the logits); ``knapsack`` (a candidate
-            per layer, the least measured harm that takes no more than ``pattern`` everywhere). docs/method.md.
+            from the whole bound: noise, norm of the inputs, measured answer of the logits); ``rmt-2025`` (shares of
+            the predecessor's rule); ``knapsack`` (a candidate per layer, the least measured harm that takes no more
+            than ``pattern`` everywhere). docs/method.md.
         candidates: patterns that ``knapsack`` may give to a layer, besides leaving it dense.
         unit: what ``knapsack`` counts: ``macs`` or ``weights``.
         sensitivity_samples: calibration samples on which layers are pruned one by one for these two budgets.
