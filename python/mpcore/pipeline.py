@@ -30,6 +30,7 @@ from mpcore.models.evaluate import evaluate
 from mpcore.models.export import load, save_model, state_sha256
 from mpcore.models.inventory import inventory
 from mpcore.models.macs import macs
+from mpcore.models.memory import memory_kept
 from mpcore.models.permutation import permute_channels
 from mpcore.models.recipe import Recipe
 from mpcore.models.sensitivity import Sensitivity, input_norms, measure_sensitivities
@@ -73,6 +74,7 @@ class PruneRun:
     _keep: RunFolder | None = None  # a temporary folder lives as long as the run
 
 
+@memory_kept()
 def prune(
     model: nn.Module,
     recipe: Recipe | str | PathLike[str],
