@@ -3,9 +3,11 @@
 pub mod check;
 mod deal;
 pub(crate) mod network;
+mod octets;
 pub mod pack;
 pub mod pattern;
 pub mod quadratic;
+mod quads;
 pub mod select;
 pub mod transposable;
 

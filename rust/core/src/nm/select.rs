@@ -3,9 +3,9 @@
 use num_traits::Float;
 use rayon::prelude::*;
 
-use super::deal::{collect, deal, factors};
+use super::deal::{deal, factors};
 use super::network::Network;
-use super::{Fibers, Pattern};
+use super::{Fibers, Pattern, octets, quads};
 use crate::vector::{Kernel, widest};
 use crate::{Error, Result};
 
@@ -15,9 +15,28 @@ const TILE: usize = 2048;
 /// Entries one task looks at; about a quarter of an L2 cache.
 const TASK: usize = 1 << 15;
 
+/// N:M, and the network that puts the N-th largest of M in its place.
+#[doc(hidden)]
+pub struct Rule(pub(super) Pattern, pub(super) Network);
+
 /// A score: f32 or f64.
-pub trait Score: Float + Default + Send + Sync + Into<f64> + 'static {}
-impl Score for f32 {}
+pub trait Score: Float + Default + Send + Sync + Into<f64> + 'static {
+    /// The mask of consecutive groups, and whether all scores are finite, where a version in registers is at hand.
+    #[doc(hidden)]
+    #[must_use]
+    fn in_registers(_: &[Self], _: &mut [bool], _: &Rule) -> Option<bool> {
+        None
+    }
+}
+impl Score for f32 {
+    fn in_registers(score: &[Self], mask: &mut [bool], rule: &Rule) -> Option<bool> {
+        match rule.0.group() {
+            4 => quads::top_of_four(score, mask, rule.0.keep()),
+            group if group.is_multiple_of(8) => octets::top_of_octets(score, mask, rule),
+            _ => None,
+        }
+    }
+}
 impl Score for f64 {}
 
 /// Keep the `keep` largest scores of every run of `group` entries along the length of `fibers`; true = kept.
@@ -46,19 +65,22 @@ pub fn nm_mask<T: Score>(score: &[T], fibers: Fibers, pattern: Pattern) -> Resul
     }
     let slab = unit * (TASK / unit).max(1);
     let network = Network::new(pattern.group(), &[pattern.keep() - 1]);
-    let finite = score
-        .par_chunks(slab)
-        .zip(mask.par_chunks_mut(slab))
-        .map(|(score, mask)| {
+    let rule = Rule(pattern, network);
+    let one = |(score, mask): (&[T], &mut [bool])| {
+        let consecutive = fibers.inner == 1;
+        let special = consecutive.then(|| T::in_registers(score, mask, &rule));
+        special.flatten().unwrap_or_else(|| {
             widest(TopN {
                 score,
                 mask,
                 inner: fibers.inner,
                 pattern,
-                network: &network,
+                network: &rule.1,
             })
         })
-        .reduce(|| true, |a, b| a && b);
+    };
+    let slabs = score.par_chunks(slab).zip(mask.par_chunks_mut(slab));
+    let finite = slabs.map(one).reduce(|| true, |a, b| a && b);
     if finite {
         Ok(mask)
     } else {
@@ -122,9 +144,6 @@ impl<T: Score> TopN<'_, T> {
         let (factors, used) = (factors(group), group * width);
         let (mut one, mut two) = ([T::zero(); TILE], [T::zero(); TILE]);
         let (mut lines, mut spare) = (&mut one[..used], &mut two[..used]);
-        let (mut three, mut four) = ([false; TILE], [false; TILE]);
-        let (mut kept, mut other) = (&mut three[..used], &mut four[..used]);
-        let mut counts = [0; TILE / 2];
         for (score, mask) in self.score.chunks(used).zip(self.mask.chunks_mut(used)) {
             if score.len() == used {
                 deal(score, lines, factors[0]);
@@ -136,22 +155,9 @@ impl<T: Score> TopN<'_, T> {
                 deal(lines, spare, factor);
                 std::mem::swap(&mut lines, &mut spare);
             }
-            rank(
-                lines,
-                kept,
-                (self.network, self.pattern.keep()),
-                (spare, &mut counts[..width]),
-            );
-            for &factor in factors[1..].iter().rev() {
-                collect(kept, other, factor);
-                std::mem::swap(&mut kept, &mut other);
-            }
-            if mask.len() == used {
-                collect(kept, mask, factors[0]);
-            } else {
-                collect(kept, other, factors[0]);
-                mask.copy_from_slice(&other[..mask.len()]);
-            }
+            self.network.apply(lines, width);
+            let last = &lines[(self.pattern.keep() - 1) * width..][..width];
+            compare(score, last, mask, self.pattern);
         }
     }
 
@@ -196,6 +202,65 @@ impl<T: Score> TopN<'_, T> {
 /// Groups in one tile; a multiple of 16 for groups of up to 32, so that lines fill whole vectors.
 fn width(group: usize) -> usize {
     TILE / group / 16 * 16
+}
+
+/// Keep the entries that reach the `last` kept one of their group, given for each group; ties go to the lower index.
+#[expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#[inline(always)]
+fn compare<T: Score>(score: &[T], last: &[T], mask: &mut [bool], pattern: Pattern) {
+    match pattern.group() {
+        4 => compare_arrays::<T, 4>(score, last, mask),
+        8 => compare_arrays::<T, 8>(score, last, mask),
+        16 => compare_arrays::<T, 16>(score, last, mask),
+        32 => compare_arrays::<T, 32>(score, last, mask),
+        group => {
+            let runs = score.chunks_exact(group).zip(mask.chunks_exact_mut(group));
+            for ((run, kept), last) in runs.zip(last) {
+                for (value, kept) in run.iter().zip(kept) {
+                    *kept = value >= last;
+                }
+            }
+        }
+    }
+    let count: u64 = mask
+        .chunks(128)
+        .map(|run| u64::from(run.iter().map(|&kept| u8::from(kept)).sum::<u8>()))
+        .sum();
+    let (keep, group) = (pattern.keep(), pattern.group());
+    if count > (score.len() / group * keep) as u64 {
+        let runs = score.chunks_exact(group).zip(mask.chunks_exact_mut(group));
+        for ((run, kept), &last) in runs.zip(last) {
+            settle(run, last, kept, keep);
+        }
+    }
+}
+
+/// Keep what is above the `keep`-th largest of one group, and of its equals the first ones, as many as there is room for.
+pub(super) fn settle<T: Score>(run: &[T], last: T, kept: &mut [bool], keep: usize) {
+    let above = run.iter().filter(|&&value| value > last).count();
+    let mut room = keep.saturating_sub(above); // with a NaN in the group nothing is true
+    for (&value, kept) in run.iter().zip(kept) {
+        let tie = value == last && room > 0;
+        *kept = value > last || tie;
+        room -= usize::from(tie);
+    }
+}
+
+#[expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#[inline(always)]
+fn compare_arrays<T: Score, const M: usize>(score: &[T], last: &[T], mask: &mut [bool]) {
+    let runs = score.as_chunks::<M>().0.iter();
+    for ((run, kept), &last) in runs.zip(mask.as_chunks_mut::<M>().0).zip(last) {
+        for place in 0..M {
+            kept[place] = run[place] >= last;
+        }
+    }
 }
 
 /// Which entries of every column of `lines` (group x width) are among its `keep` largest; `sorted` and `counts` are scratch.
@@ -316,6 +381,54 @@ mod tests {
         score[13] = f32::INFINITY;
         let error = nm_mask(&score, fibers, Pattern::new(2, 4).unwrap()).unwrap_err();
         assert!(error.to_string().starts_with("score: entry (1, 5) is inf"));
+    }
+
+    /// Scores with many ties, both zeros among them.
+    fn tied(count: usize) -> Vec<f32> {
+        let value = |i: usize| ((i * i * 7919 + i * 31) >> 3) % 23;
+        (0..count)
+            .map(|i| (value(i) as f32 - 11.0) * -0.5)
+            .collect()
+    }
+
+    #[test]
+    fn versions_in_registers_give_the_mask_of_the_portable_one_and_see_what_is_not_finite() {
+        for group in [4, 8, 16, 24, 32] {
+            for keep in 1..group {
+                let pattern = Pattern::new(keep, group).unwrap();
+                let rule = Rule(pattern, Network::new(group, &[keep - 1]));
+                for groups in [1, 7, 8, 21] {
+                    let mut score = tied(groups * group);
+                    let (mut wanted, mut found) =
+                        (vec![false; score.len()], vec![false; score.len()]);
+                    let slow = TopN {
+                        score: &score,
+                        mask: &mut wanted,
+                        inner: 1,
+                        pattern,
+                        network: &rule.1,
+                    };
+                    assert!(slow.run());
+                    let Some(finite) = f32::in_registers(&score, &mut found, &rule) else {
+                        return; // this CPU, or the level asked for, has no such version
+                    };
+                    assert!(finite && found == wanted, "{keep}:{group}, {groups}");
+                    for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                        let place = groups * group - 1 - keep;
+                        score[place] = bad;
+                        assert_eq!(f32::in_registers(&score, &mut found, &rule), Some(false));
+                        let slow = TopN {
+                            score: &score,
+                            mask: &mut wanted,
+                            inner: 1,
+                            pattern,
+                            network: &rule.1,
+                        };
+                        assert!(!slow.run());
+                    }
+                }
+            }
+        }
     }
 
     #[test]
