@@ -1,6 +1,7 @@
 //! N:M sparsity: which weights stay, and how the rest is stored.
 
 pub mod check;
+mod compare;
 mod deal;
 pub(crate) mod network;
 mod octets;

@@ -40,8 +40,8 @@ fn spread(bits: u8, kept: &mut [bool; 8]) {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Rule, spread};
+    use crate::nm::compare::settle;
     use crate::nm::pattern::MAX_GROUP;
-    use crate::nm::select::settle;
     use std::arch::x86_64::{
         __m256, _CMP_GE_OQ, _mm256_and_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cmp_ps,
         _mm256_loadu_ps, _mm256_max_epi32, _mm256_max_ps, _mm256_min_ps, _mm256_movemask_ps,

@@ -3,6 +3,7 @@
 use num_traits::Float;
 use rayon::prelude::*;
 
+use super::compare::compare;
 use super::deal::{deal, factors};
 use super::network::Network;
 use super::{Fibers, Pattern, octets, quads};
@@ -204,65 +205,6 @@ fn width(group: usize) -> usize {
     TILE / group / 16 * 16
 }
 
-/// Keep the entries that reach the `last` kept one of their group, given for each group; ties go to the lower index.
-#[expect(
-    clippy::inline_always,
-    reason = "takes on the caller's instruction set"
-)]
-#[inline(always)]
-fn compare<T: Score>(score: &[T], last: &[T], mask: &mut [bool], pattern: Pattern) {
-    match pattern.group() {
-        4 => compare_arrays::<T, 4>(score, last, mask),
-        8 => compare_arrays::<T, 8>(score, last, mask),
-        16 => compare_arrays::<T, 16>(score, last, mask),
-        32 => compare_arrays::<T, 32>(score, last, mask),
-        group => {
-            let runs = score.chunks_exact(group).zip(mask.chunks_exact_mut(group));
-            for ((run, kept), last) in runs.zip(last) {
-                for (value, kept) in run.iter().zip(kept) {
-                    *kept = value >= last;
-                }
-            }
-        }
-    }
-    let count: u64 = mask
-        .chunks(128)
-        .map(|run| u64::from(run.iter().map(|&kept| u8::from(kept)).sum::<u8>()))
-        .sum();
-    let (keep, group) = (pattern.keep(), pattern.group());
-    if count > (score.len() / group * keep) as u64 {
-        let runs = score.chunks_exact(group).zip(mask.chunks_exact_mut(group));
-        for ((run, kept), &last) in runs.zip(last) {
-            settle(run, last, kept, keep);
-        }
-    }
-}
-
-/// Keep what is above the `keep`-th largest of one group, and of its equals the first ones, as many as there is room for.
-pub(super) fn settle<T: Score>(run: &[T], last: T, kept: &mut [bool], keep: usize) {
-    let above = run.iter().filter(|&&value| value > last).count();
-    let mut room = keep.saturating_sub(above); // with a NaN in the group nothing is true
-    for (&value, kept) in run.iter().zip(kept) {
-        let tie = value == last && room > 0;
-        *kept = value > last || tie;
-        room -= usize::from(tie);
-    }
-}
-
-#[expect(
-    clippy::inline_always,
-    reason = "takes on the caller's instruction set"
-)]
-#[inline(always)]
-fn compare_arrays<T: Score, const M: usize>(score: &[T], last: &[T], mask: &mut [bool]) {
-    let runs = score.as_chunks::<M>().0.iter();
-    for ((run, kept), &last) in runs.zip(mask.as_chunks_mut::<M>().0).zip(last) {
-        for place in 0..M {
-            kept[place] = run[place] >= last;
-        }
-    }
-}
-
 /// Which entries of every column of `lines` (group x width) are among its `keep` largest; `sorted` and `counts` are scratch.
 ///
 /// The network leaves the `keep`-th largest in its line. Where no more than `keep` entries reach it, these are the mask.
@@ -391,6 +333,18 @@ mod tests {
             .collect()
     }
 
+    fn portable(score: &[f32], mask: &mut [bool], rule: &Rule) -> bool {
+        let (pattern, network) = (rule.0, &rule.1);
+        TopN {
+            score,
+            mask,
+            inner: 1,
+            pattern,
+            network,
+        }
+        .run()
+    }
+
     #[test]
     fn versions_in_registers_give_the_mask_of_the_portable_one_and_see_what_is_not_finite() {
         for group in [4, 8, 16, 24, 32] {
@@ -401,14 +355,7 @@ mod tests {
                     let mut score = tied(groups * group);
                     let (mut wanted, mut found) =
                         (vec![false; score.len()], vec![false; score.len()]);
-                    let slow = TopN {
-                        score: &score,
-                        mask: &mut wanted,
-                        inner: 1,
-                        pattern,
-                        network: &rule.1,
-                    };
-                    assert!(slow.run());
+                    assert!(portable(&score, &mut wanted, &rule));
                     let Some(finite) = f32::in_registers(&score, &mut found, &rule) else {
                         return; // this CPU, or the level asked for, has no such version
                     };
@@ -417,14 +364,7 @@ mod tests {
                         let place = groups * group - 1 - keep;
                         score[place] = bad;
                         assert_eq!(f32::in_registers(&score, &mut found, &rule), Some(false));
-                        let slow = TopN {
-                            score: &score,
-                            mask: &mut wanted,
-                            inner: 1,
-                            pattern,
-                            network: &rule.1,
-                        };
-                        assert!(!slow.run());
+                        assert!(!portable(&score, &mut wanted, &rule));
                     }
                 }
             }
