@@ -56,6 +56,8 @@ wheel: .venv/.packages  ## build the abi3 wheel into dist/ and use it on every C
 
 bench: build  ## time the core beside named peers (see benches/README.md)
 	$(BIN)/mpcore bench
+	$(BIN)/python benches/python/masks.py
+	$(BIN)/python benches/python/permutation.py
 
 examples: build  ## packages the examples need (real weights and images)
 	$(BIN)/python examples/setup.py
