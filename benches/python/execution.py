@@ -2,8 +2,8 @@
 
     python benches/python/execution.py [--full] [--threads 1 2] [--json PATH]
 
-Every row runs its rivals in turns and gives the ratio of the medians, and of the minima in brackets; above 1 sparse is
-faster. Weights are packed beforehand on both sides, activations inside the time. ``own 31:32`` is the same kernel with
+Every row runs its rivals in turns (OpenBLAS afterwards: two teams of threads disturb each other) and gives the ratio of
+the medians, and of the minima in brackets; above 1 sparse is faster. Weights are packed beforehand on both sides, activations inside the time. ``own 31:32`` is the same kernel with
 next to nothing pruned, so that the sparsity's share of a gain can be told. Weights are random; speed does not depend on
 their values. Unset OPENBLAS_CORETYPE, which would choose other kernels for NumPy.
 """
@@ -63,8 +63,9 @@ def in_turns(calls: Calls, seconds: float, least: int = 5) -> dict[str, list[flo
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
-    began = time.perf_counter()
-    while len(times[next(iter(calls))]) < least or time.perf_counter() - began < seconds:
+    began, turns = time.perf_counter(), 0
+    while calls and (turns < least or time.perf_counter() - began < seconds):
+        turns += 1
         for name, call in calls.items():
             start = time.perf_counter()
             call()
@@ -82,15 +83,18 @@ def masked(layer: nn.Linear | nn.Conv2d, pattern: str) -> nn.Linear | nn.Conv2d:
 def time_layer(layer: nn.Linear | nn.Conv2d, x: torch.Tensor, pattern: str, seconds: float) -> dict[str, Any]:
     """Median and minimum of every rival, in seconds."""
     calls: Calls = {}
+    alone: Calls = {}  # after the others: the idle threads of a second team spin, and would take the cores from them
     if isinstance(layer, nn.Linear) and x.dtype == torch.float32:
         weight, inputs = layer.weight.detach().numpy(), x.numpy()
         control = SparseLinear(masked(copy.deepcopy(layer), CONTROL), Pattern(CONTROL))
-        calls = {"OpenBLAS": lambda: inputs @ weight.T, f"own {CONTROL}": lambda: control(x)}
+        calls[f"own {CONTROL}"] = lambda: control(x)
+        alone["OpenBLAS"] = lambda: inputs @ weight.T
     masked(layer, pattern)
     kind: Any = SparseLinear if isinstance(layer, nn.Linear) else SparseConv2d
     sparse = kind(layer, Pattern(pattern))
     with torch.inference_mode():
         times = in_turns({"sparse": lambda: sparse(x), **dense_calls(layer, x), **calls}, seconds)
+        times.update(in_turns(alone, seconds / 4))
     return {name: {"median": statistics.median(runs), "min": min(runs)} for name, runs in times.items()}
 
 

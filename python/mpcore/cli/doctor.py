@@ -53,7 +53,7 @@ def doctor(
 
         facts = _environment()
         document: dict[str, Any] = {"environment": facts, "layers": []}
-        view = [table(("", "found"), list(facts.items()), title="this machine")]
+        view: list[Any] = [table(("", "found"), list(facts.items()), title="this machine")]
         if model is not None:
             report = _accelerated(model, weights, batch_size, input_shape, seed).report
             rows = report.rows()
