@@ -3,9 +3,10 @@
     python benches/python/execution.py [--full] [--threads 1 2] [--json PATH]
 
 Every row runs its rivals in turns (OpenBLAS afterwards: two teams of threads disturb each other) and gives the ratio of
-the medians, and of the minima in brackets; above 1 sparse is faster. Weights are packed beforehand on both sides, activations inside the time. ``own 31:32`` is the same kernel with
-next to nothing pruned, so that the sparsity's share of a gain can be told. Weights are random; speed does not depend on
-their values. Unset OPENBLAS_CORETYPE, which would choose other kernels for NumPy.
+the medians, and of the minima in brackets; above 1 sparse is faster. Weights are packed beforehand on both sides,
+activations inside the time. ``own 31:32`` is the same kernel with next to nothing pruned, so that the sparsity's share of
+a gain can be told. Weights are random; speed does not depend on their values. Unset OPENBLAS_CORETYPE, which would choose
+other kernels for NumPy.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from mpcore.certify import wilson
+from mpcore.models.memory import memory_kept
 
 
+@memory_kept()
 @torch.inference_mode()
 def logits(network: torch.nn.Module, batches: list[torch.Tensor]) -> torch.Tensor:
     """(n, classes) over all batches."""

@@ -29,6 +29,7 @@ from mpcore.models.certificate import LogitTrail
 from mpcore.models.evaluate import evaluate
 from mpcore.models.export import load, save_model, state_sha256
 from mpcore.models.inventory import inventory
+from mpcore.models.memory import memory_kept
 from mpcore.models.permutation import permute_channels
 from mpcore.models.recipe import Recipe
 from mpcore.models.sequence import Pruned, Walk, prune_layers
@@ -71,6 +72,7 @@ class PruneRun:
     _keep: RunFolder | None = None  # a temporary folder lives as long as the run
 
 
+@memory_kept()
 def prune(
     model: nn.Module,
     recipe: Recipe | str | PathLike[str],

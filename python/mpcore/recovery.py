@@ -21,10 +21,12 @@ from mpcore.models.certificate import LogitTrail
 from mpcore.models.distill import DistillRun, DistillSettings, train_student
 from mpcore.models.evaluate import evaluate
 from mpcore.models.export import load, save_model
+from mpcore.models.memory import memory_kept
 from mpcore.pipeline import PruneRun
 from mpcore.records import EvalTable, Manifest
 
 
+@memory_kept()
 def distill(
     run: PruneRun | str | PathLike[str],
     train: Iterable[Any],

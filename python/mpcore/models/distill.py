@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mpcore.models.apply import layer_of
 from mpcore.models.evaluate import keep_modes
 from mpcore.models.export import state_sha256
+from mpcore.models.memory import memory_kept
 from mpcore.models.objective import DistillSettings as DistillSettings
 from mpcore.models.randomness import lend_generators
 from mpcore.models.trainer import History as History
@@ -32,6 +33,7 @@ class DistillRun:
     history: History
 
 
+@memory_kept()
 def train_student(
     student: nn.Module,
     teacher: nn.Module | None,

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from mpcore.certify import wilson
 from mpcore.models.batches import forward, place, split
+from mpcore.models.memory import memory_kept
 from mpcore.progress import progress_bar
 from mpcore.records import EvalReport
 
 
+@memory_kept()
 def evaluate(
     model: nn.Module,
     data: Iterable[Any],
@@ -65,6 +67,7 @@ def evaluate(
     return sums.report()
 
 
+@memory_kept()
 def logits(model: nn.Module, data: Iterable[Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
     """The float32 logits (n, classes) of a model in evaluation mode, and the labels (n,), None without targets.
 
