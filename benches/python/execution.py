@@ -2,11 +2,11 @@
 
     python benches/python/execution.py [--full] [--threads 1 2] [--json PATH]
 
-Every row runs its rivals in turns (OpenBLAS afterwards: two teams of threads disturb each other) and gives the ratio of
-the medians, and of the minima in brackets; above 1 sparse is faster. Weights are packed beforehand on both sides,
-activations inside the time. ``own 31:32`` is the same kernel with next to nothing pruned, so that the sparsity's share of
-a gain can be told. Weights are random; speed does not depend on their values. Unset OPENBLAS_CORETYPE, which would choose
-other kernels for NumPy.
+Every row runs its rivals in turns (OpenBLAS afterwards: two teams of threads disturb each other) and gives the ratio
+of the medians, and of the minima in brackets; above 1 sparse is faster. Weights are packed beforehand on both sides,
+activations inside the time. ``own 31:32`` is the same kernel with next to nothing pruned, so that the sparsity's share
+of a gain can be told. Weights are random; speed does not depend on their values. Unset OPENBLAS_CORETYPE, which would
+choose other kernels for NumPy.
 """
 
 from __future__ import annotations
@@ -192,6 +192,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for threads in arguments.threads or [torch.get_num_threads()]:
         torch.set_num_threads(threads)
+        settle = torch.randn(512, 512)
+        in_turns({"settle": lambda: settle @ settle}, 6.0)  # noqa: B023  until each thread has found a core of its own
         for kind in kinds if arguments.only is None else [arguments.only]:
             for entry in kinds[kind](arguments.full, threads, arguments.seconds):
                 rows.append(entry)

@@ -21,6 +21,8 @@ use crate::vector::Kernel;
 pub(super) const ROWS: usize = 16;
 /// Most tokens of one pass over the weights.
 pub(super) const TOKENS: usize = 6;
+/// Registers of sums of AVX2 that are in use at once, where there are enough rows.
+const CHAINS: usize = 8;
 /// Values behind the last window that may be read.
 pub(super) const MARGIN: usize = 16;
 
@@ -95,15 +97,25 @@ impl<S: Simd> Kernel for Few<'_, S> {
     fn run(self) {
         let stride = self.lanes.padded();
         let tokens = self.inputs.len() / stride;
-        for block in self.blocks.clone() {
-            for first in (0..tokens).step_by(TOKENS) {
-                let count = TOKENS.min(tokens - first);
-                let inputs = &self.inputs[first * stride..][..count * stride];
+        for first in (0..tokens).step_by(TOKENS) {
+            let count = TOKENS.min(tokens - first);
+            let inputs = &self.inputs[first * stride..][..count * stride];
+            // Eight chains of sums, as many as two units of four cycles can work on.
+            let most = (CHAINS / (2 * count)).max(1);
+            let mut block = self.blocks.start;
+            while block < self.blocks.end {
+                let blocks = if block + most <= self.blocks.end {
+                    most
+                } else {
+                    1
+                };
                 let mut sums = [[0.0; ROWS]; TOKENS];
-                self.lanes.pass::<S>(block, inputs, &mut sums[..count]);
-                for (token, sums) in sums[..count].iter_mut().enumerate() {
-                    self.sink.put_rows(first + token, block * ROWS, sums);
+                self.lanes.pass::<S>(block, blocks, inputs, &mut sums);
+                for (place, sums) in sums[..blocks * count].iter_mut().enumerate() {
+                    let (row, token) = ((block + place / count) * ROWS, first + place % count);
+                    self.sink.put_rows(token, row, sums);
                 }
+                block += blocks;
             }
         }
     }
@@ -111,61 +123,100 @@ impl<S: Simd> Kernel for Few<'_, S> {
 
 impl Lanes {
     #[inline(always)]
-    fn pass<S: Simd>(&self, block: usize, inputs: &[f32], sums: &mut [[f32; ROWS]]) {
+    fn pass<S: Simd>(
+        &self,
+        block: usize,
+        blocks: usize,
+        inputs: &[f32],
+        sums: &mut [[f32; ROWS]; TOKENS],
+    ) {
         macro_rules! by_tokens {
-            ($($count:literal),*) => {
-                match (sums.len(), self.window > 8) {
-                    $(($count, false) => self.block::<S, $count, false>(block, inputs, sums),
-                      ($count, true) => self.block::<S, $count, true>(block, inputs, sums),)*
+            ($($tokens:literal: $blocks:literal),*) => {
+                match (inputs.len() / self.padded(), blocks, self.window > 8) {
+                    $(($tokens, $blocks, false) => self.blocks::<S, $tokens, $blocks, false>(block, inputs, sums),
+                      ($tokens, $blocks, true) => self.blocks::<S, $tokens, $blocks, true>(block, inputs, sums),)*
                     _ => unreachable!("one to TOKENS tokens"),
                 }
             };
         }
-        by_tokens!(1, 2, 3, 4, 5, 6);
+        by_tokens!(1: 4, 1: 1, 2: 2, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1);
     }
 
-    /// Sums of 16 rows for T tokens, entry by entry in the order of the columns.
+    /// Sums of B blocks of 16 rows for T tokens, (blocks x tokens), entry by entry in the order of the columns.
     #[inline(always)]
-    fn block<S: Simd, const T: usize, const WIDE: bool>(
+    fn blocks<S: Simd, const T: usize, const B: usize, const WIDE: bool>(
         &self,
-        block: usize,
+        first: usize,
         inputs: &[f32],
-        sums: &mut [[f32; ROWS]],
+        sums: &mut [[f32; ROWS]; TOKENS],
     ) {
-        let (steps, bytes) = (self.steps, self.steps.div_ceil(2));
-        let values =
-            &self.values[block * self.windows * steps * ROWS..][..self.windows * steps * ROWS];
-        let places =
-            &self.places[block * self.windows * bytes * ROWS..][..self.windows * bytes * ROWS];
-        let stride = self.padded();
+        let (steps, bytes, stride) = (self.steps, self.steps.div_ceil(2), self.padded());
+        let (block_values, block_places) =
+            (self.windows * steps * ROWS, self.windows * bytes * ROWS);
         assert_eq!(inputs.len(), T * stride);
-        // SAFETY: window w starts at w * window <= stride - MARGIN - window, and reaches 16 values at most; the weights'
-        // slices hold `steps` times 16 values and `bytes` times 16 places for each window; 16 is a multiple of LANES.
+        assert!((first + B) * block_values <= self.values.len());
+        // SAFETY: window w starts at w * window <= stride - MARGIN - window, and reaches 16 values at most; there are
+        // `steps` times 16 values and `bytes` times 16 places for each block and window; 16 is a multiple of LANES.
         unsafe {
-            let mut totals = [[S::splat(0.0); ROWS / 8]; T];
+            let values = self.values.as_ptr().add(first * block_values);
+            let places = self.places.as_ptr().add(first * block_places);
+            let mut totals = [[[S::splat(0.0); T]; ROWS / 8]; B];
             for window in 0..self.windows {
-                let values = values.as_ptr().add(window * steps * ROWS);
-                let places = places.as_ptr().add(window * bytes * ROWS);
                 let inputs = inputs.as_ptr().add(window * self.window);
-                for step in 0..steps {
-                    for part in 0..ROWS / S::LANES {
-                        let mut chosen = S::places(places.add(step / 2 * ROWS + part * S::LANES));
-                        if step % 2 == 1 {
-                            chosen = S::high_places(chosen);
-                        }
-                        let weight = S::load(values.add(step * ROWS + part * S::LANES));
-                        for (token, totals) in totals.iter_mut().enumerate() {
-                            let input = S::select::<WIDE>(inputs.add(token * stride), chosen);
-                            totals[part] = totals[part].plus_product(weight, input);
+                for pair in 0..bytes {
+                    for (block, totals) in totals.iter_mut().enumerate() {
+                        let values =
+                            values.add(block * block_values + (window * steps + 2 * pair) * ROWS);
+                        let places =
+                            places.add(block * block_places + (window * bytes + pair) * ROWS);
+                        for (part, totals) in totals.iter_mut().enumerate().take(ROWS / S::LANES) {
+                            let chosen = S::places(places.add(part * S::LANES));
+                            let values = values.add(part * S::LANES);
+                            add::<S, T, WIDE>(totals, S::load(values), inputs, stride, chosen);
+                            if 2 * pair + 1 < steps {
+                                let weight = S::load(values.add(ROWS));
+                                add::<S, T, WIDE>(
+                                    totals,
+                                    weight,
+                                    inputs,
+                                    stride,
+                                    S::high_places(chosen),
+                                );
+                            }
                         }
                     }
                 }
             }
-            for (totals, sums) in totals.iter().zip(sums) {
-                for (part, total) in totals.iter().enumerate().take(ROWS / S::LANES) {
-                    total.store(sums.as_mut_ptr().add(part * S::LANES));
+            for (block, totals) in totals.iter().enumerate() {
+                for (part, totals) in totals.iter().enumerate().take(ROWS / S::LANES) {
+                    for (token, total) in totals.iter().enumerate() {
+                        total.store(sums[block * T + token][part * S::LANES..].as_mut_ptr());
+                    }
                 }
             }
         }
+    }
+}
+
+/// totals += weight times the chosen inputs, token by token.
+///
+/// # Safety
+/// As [`Simd::select`], for T windows `stride` values apart.
+#[inline(always)]
+unsafe fn add<S: Simd, const T: usize, const WIDE: bool>(
+    totals: &mut [S; T],
+    weight: S,
+    inputs: *const f32,
+    stride: usize,
+    chosen: S::Places,
+) {
+    for (token, total) in totals.iter_mut().enumerate() {
+        // SAFETY: as the caller's.
+        *total = unsafe {
+            total.plus_product(
+                weight,
+                S::select::<WIDE>(inputs.add(token * stride), chosen),
+            )
+        };
     }
 }

@@ -3,7 +3,8 @@
 use std::marker::PhantomData;
 
 use super::activation::Activation;
-use super::field::{Field, Grid, Input, Order};
+use super::field::{Field, Input, Order};
+use super::grid::Grid;
 use super::isa::Isa;
 use super::lanes::{Few, ROWS};
 use super::output::{Output, Sink};

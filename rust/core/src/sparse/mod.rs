@@ -2,6 +2,7 @@
 
 mod activation;
 mod field;
+mod grid;
 mod isa;
 mod lanes;
 mod layer;

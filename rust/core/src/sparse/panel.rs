@@ -17,7 +17,8 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::field::{Grid, Input, Panel};
+use super::field::Input;
+use super::grid::{Grid, Panel};
 use super::output::Sink;
 use super::simd::Simd;
 use super::team::Team;
