@@ -220,13 +220,17 @@ class SpeedRow:
 
 @dataclass(frozen=True)
 class SpeedReport(Record):
-    """speed.json: every figure names its baseline; without a measurement the field is None and ``reason`` says so."""
+    """speed.json: every figure names its baseline; without a measurement the field is None and ``reason`` says so.
+
+    ``notes`` names what is faster than the sparse layers and needs no sparsity.
+    """
 
     kind: ClassVar[str] = "speed"
     machine: str
     threads: int
     baseline: str
     layers: tuple[SpeedRow, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
