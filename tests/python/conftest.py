@@ -1,8 +1,9 @@
-"""Settings of the suite: hypothesis profiles (``MPCORE_TESTS=thorough`` for many examples) and torch's threads."""
+"""Settings of the suite: hypothesis profiles (``MPCORE_TESTS=thorough`` for many examples), torch's threads, Ctrl-C."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -14,3 +15,6 @@ settings.load_profile(os.environ.get("MPCORE_TESTS", "fast"))
 
 # The networks of the tests are tiny; on two cores more threads only wait for one another.
 torch.set_num_threads(1)
+
+# A job in the background of a shell inherits an ignored SIGINT; the tests of Ctrl-C need it heard, in children too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
