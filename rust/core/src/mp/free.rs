@@ -198,7 +198,7 @@ mod tests {
             for draw in 0..200 {
                 let squares = null_squares(p, n, 8, draw);
                 let (low, high) = given(&Spectrum { squares, n }, 2.0234, 0).interval;
-                held += usize::from(low <= truth && truth <= high);
+                held += usize::from((low..=high).contains(&truth));
             }
             // Four standard errors of a share of 200 at 95 %.
             assert!((178..=200).contains(&held), "{held} of 200 at {p} x {n}");
