@@ -95,7 +95,7 @@ fn iterate(
 
 /// The penalty of the steps that begin at `first`: that of the middle one.
 fn penalty(first: usize) -> f64 {
-    (PENALTY * GROWTH.powi((first + STEPS_PER_PENALTY / 2) as i32)).min(1e6)
+    (PENALTY * GROWTH.powf((first + STEPS_PER_PENALTY / 2) as f64)).min(1e6)
 }
 
 /// S = rho (A + rho I)^-1, the step towards the penalty's side: Z = V + (D - U - V) S.

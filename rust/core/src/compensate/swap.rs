@@ -7,9 +7,9 @@ const LEAST_GAIN: f32 = 1e-5;
 
 /// Go once through the groups of every row and exchange a kept weight for a pruned one where that lowers the error.
 ///
-/// With x the weights, v the goal and r = (v - x) A, whose diagonal is one, moving from x to x - x_i e_i + t e_j changes
-/// (v - x) A (v - x)' by x_i^2 + 2 x_i r_i - (r_j + x_i A_ij)^2 at the best t = r_j + x_i A_ij. The best pair of a group
-/// is taken if this is negative, and r follows, so that the error never grows. Between uncorrelated inputs nothing is
+/// With x the weights, v the goal and r = (v - x) A, whose diagonal is one, taking weight i out and putting t in at j
+/// changes (v - x) A (v - x)' by x\[i\]^2 + 2 x\[i\] r\[i\] - t^2 at the best t = r\[j\] + x\[i\] A\[i, j\]. The best
+/// pair of a group is taken if this is negative, and r follows, so that the error never grows. Between uncorrelated inputs nothing is
 /// left to gain afterwards: the largest of every group are kept.
 ///
 /// All matrices are row-major with `columns` columns; `a` is (columns x columns), x is zero off the support.
@@ -96,7 +96,9 @@ mod tests {
                 .collect();
             for row in &mut rows {
                 let norm = row.iter().map(|e| e * e).sum::<f32>().sqrt();
-                row.iter_mut().for_each(|e| *e /= norm);
+                for e in row {
+                    *e /= norm;
+                }
             }
             let dot = |i: usize, j: usize| rows[i].iter().zip(&rows[j]).map(|(p, q)| p * q).sum::<f32>();
             let a: Vec<f32> = (0..n * n).map(|at| dot(at / n, at % n)).collect();
