@@ -63,20 +63,22 @@ impl Isa {
         }
     }
 
+    /// Refuse an instruction set that this CPU lacks.
+    pub(super) fn check(self) -> Result<()> {
+        Self::from_name(self.name()).map(|_| ())
+    }
+
     fn from_name(word: &str) -> Result<Self> {
-        let mut all = Self::ALL.into_iter();
-        all.find(|isa| isa.name() == word && isa.is_available())
-            .ok_or_else(|| {
-                let here: Vec<_> = Self::ALL
-                    .into_iter()
-                    .filter(|isa| isa.is_available())
-                    .collect();
-                let names: Vec<_> = here.into_iter().map(Self::name).collect();
-                Error::Setting {
-                    name: VARIABLE,
-                    got: word.to_owned(),
-                    wanted: format!("one of {} (what this CPU has)", names.join(", ")),
-                }
+        let here = Self::ALL.into_iter().filter(|isa| isa.is_available());
+        here.clone()
+            .find(|isa| isa.name() == word)
+            .ok_or_else(|| Error::Setting {
+                name: VARIABLE,
+                got: word.to_owned(),
+                wanted: format!(
+                    "one of {} (what this CPU has)",
+                    here.map(Self::name).collect::<Vec<_>>().join(", ")
+                ),
             })
     }
 }
@@ -96,7 +98,10 @@ mod tests {
     }
 
     #[test]
-    fn the_widest_is_there() {
+    fn what_this_cpu_lacks_is_refused() {
         assert!(Isa::widest().is_available());
+        for isa in Isa::ALL {
+            assert_eq!(isa.check().is_ok(), isa.is_available());
+        }
     }
 }

@@ -8,7 +8,9 @@ use std::sync::OnceLock;
 
 use super::isa::Isa;
 use super::lanes::Lanes;
-use super::simd::{Avx2, Avx512, Portable, Simd};
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use super::simd::{Portable, Simd};
 use crate::Result;
 use crate::nm::Pattern;
 use crate::nm::pack::check_places;
@@ -51,7 +53,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`crate::Error::NotAMultiple`] if M does not divide the columns; [`crate::Error::Shape`] if sizes do not fit;
-    /// [`crate::Error::Value`] for a place outside its group.
+    /// [`crate::Error::Value`] for a place outside its group; [`crate::Error::Setting`] for instructions this CPU lacks.
     pub fn new(
         values: &[f32],
         places: &[u8],
@@ -59,6 +61,7 @@ impl Weights {
         pattern: Pattern,
         isa: Isa,
     ) -> Result<Self> {
+        isa.check()?;
         let per_row = pattern.groups(columns, "W")? * pattern.keep();
         check_size("values", values.len(), rows * per_row)?;
         check_places(places, values.len(), pattern)?;
@@ -120,7 +123,7 @@ impl Weights {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Avx512::WIDEST * Avx512::LANES,
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => unreachable!("checked by Isa::is_available"),
+            Isa::Avx2 | Isa::Avx512 => unreachable!("Weights::new refuses them here"),
         }
     }
 
