@@ -7,7 +7,7 @@ EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra dev
 # A python with no venv module, or torch's large wheels on a slow line, get room to work.
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: help build demo test lint bench docs check wheel examples clean
+.PHONY: help build demo test lint bench docs check ray wheel examples clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,12 +50,18 @@ docs: build  ## Rust documentation with warnings as errors, Python docstring exa
 
 check: lint docs test  ## everything CI runs
 
+ray: build  ## fit layers on a Ray cluster of two workers, beside threads
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml --extra scale
+	$(BIN)/python tests/try_ray.py
+
 wheel: .venv/.packages  ## build the abi3 wheel into dist/ and use it on every CPython found here
 	rm -rf dist && $(BIN)/maturin build --release --quiet --out dist
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/try_wheel.py dist/*.whl
 
 bench: build  ## time the core beside named peers (see benches/README.md)
 	$(BIN)/mpcore bench
+	$(BIN)/python benches/python/masks.py
+	$(BIN)/python benches/python/permutation.py
 
 examples: build  ## packages the examples need (real weights and images)
 	$(BIN)/python examples/setup.py

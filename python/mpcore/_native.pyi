@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -78,16 +78,27 @@ def pack_weights(
 def unpack_weights(
     values: npt.NDArray[np.float32], places: npt.NDArray[np.uint8], columns: int, keep: int, group: int
 ) -> npt.NDArray[np.float32]: ...
-def nm_linear(
-    values: npt.NDArray[np.float32],
-    places: npt.NDArray[np.uint8],
-    input: npt.NDArray[np.float32],
-    pattern: tuple[int, int],
-    bias: npt.NDArray[np.float32] | None,
-    activation: str | None,
-    bfloat16: bool,
-    threads: int | None,
-) -> npt.NDArray[np.float32]: ...
+def instruction_sets() -> list[str]: ...
+
+_Values = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
+_Pair = tuple[int, int]
+_Rest = tuple[npt.NDArray[np.float32] | None, str | None, bool, int | None, bool]
+
+@final
+class NmWeights:
+    def __new__(
+        cls, values: npt.NDArray[np.float32], places: npt.NDArray[np.uint8], columns: int, keep: int, group: int
+    ) -> NmWeights: ...
+    def linear(self, /, input: _Values, output: _Values, last: bool, rest: _Rest) -> None: ...
+    def conv2d(
+        self,
+        /,
+        input: _Values,
+        output: _Values,
+        last: bool,
+        geometry: tuple[_Pair, _Pair, _Pair, _Pair, _Pair, _Pair],
+        rest: _Rest,
+    ) -> None: ...
 
 # spectra
 

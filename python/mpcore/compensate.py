@@ -35,8 +35,8 @@ def admm(
     """Choose mask and weights together: minimise tr((W' - W)(H + lambda I)(W' - W)') over W' in N:M.
 
     The alternating direction method of multipliers in coordinates in which diag(H + lambda I) is one, its penalty
-    growing until the mask settles, then conjugate gradients on the support it found. To fit other targets than the
-    layer's own weights, give them as ``W``.
+    growing until the mask settles, then exchanges inside its groups that lower the error, then conjugate gradients on
+    the support it found. To fit other targets than the layer's own weights, give them as ``W``.
 
     Args:
         W: (rows, columns) float32 or float64 weights, columns a multiple of M.
@@ -51,7 +51,6 @@ def admm(
 
     Raises:
         ValueError: for shapes, patterns or moments that do not fit.
-        mpcore.ConvergenceError: if the eigendecomposition of H fails.
 
     Example:
         >>> import numpy as np

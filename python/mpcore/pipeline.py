@@ -29,9 +29,11 @@ from mpcore.models.certificate import LogitTrail
 from mpcore.models.evaluate import evaluate
 from mpcore.models.export import load, save_model, state_sha256
 from mpcore.models.inventory import inventory
+from mpcore.models.macs import macs
 from mpcore.models.memory import memory_kept
 from mpcore.models.permutation import find_groups, permute_channels
 from mpcore.models.recipe import Recipe
+from mpcore.models.sensitivity import Sensitivity, input_norms, measure_sensitivities
 from mpcore.models.sequence import Pruned, Walk, prune_layers
 from mpcore.progress import progress_bar
 from mpcore.records import (
@@ -150,7 +152,7 @@ class _Stages:
         stats = self.calibrate()
         layers = self.folder.once("inventory.json", LayerInventory, lambda: self.inventory(stats))
         spectra = self.spectra()
-        budget = self.folder.once("budget.json", Budget, lambda: self.budget(layers, spectra))
+        budget = self.folder.once("budget.json", Budget, lambda: self.budget(layers, spectra, stats))
         patterns = {layer.name: layer.pattern for layer in budget.layers if layer.pattern is not None}
         if not patterns:
             reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in budget.layers[:3])
@@ -212,15 +214,47 @@ class _Stages:
         write_text(path, report.to_json())
         return report
 
-    def budget(self, layers: LayerInventory, spectra: SpectraReport) -> Record:
+    def budget(self, layers: LayerInventory, spectra: SpectraReport, stats: CalibrationStats) -> Record:
         recipe = self.recipe
         if isinstance(recipe.pattern, dict):
             return budgets.from_table(layers.layers, recipe.pattern)
         if recipe.budget == "uniform":
             return budgets.uniform(layers.layers, Pattern(recipe.pattern))
+        if recipe.budget == "knapsack":
+            costs = {name: found.costs() for name, found in self.sensitivities(layers, stats).items()}
+            return budgets.knapsack(layers.layers, costs, recipe.pattern, sizes=self.sizes())
+        if recipe.budget == "rmt-2025":
+            errors = {name: fit.gof.ks for name, fit in spectra.items() if fit.gof.ks is not None}
+            bulk = {name: fit.bulk_fraction for name, fit in spectra.items()}
+            return budgets.rmt2025(layers.layers, errors, bulk, recipe.pattern)
         edges = {name: fit.sigma_plus for name, fit in spectra.items()}
         weights = {layer.name: as_matrix(layer_of(self.dense, layer.name).weight) for layer in layers.prunable()}
-        return budgets.seb(layers.layers, edges, weights, Pattern(recipe.pattern))
+        if recipe.budget == "seb":
+            hill = {name: budgets.hill_exponent(spectra[name].values) for name in weights}
+            return budgets.seb(layers.layers, edges, weights, recipe.pattern, hill=hill)
+        found = self.sensitivities(layers, stats)
+        signal = budgets.corrected_signal(
+            {name: spectra[name].sigma_sq ** 0.5 for name in found},
+            input_norms(stats),
+            {name: sensitivity.gain for name, sensitivity in found.items()},
+        )
+        return budgets.seb(layers.layers, edges, weights, recipe.pattern, signal=signal)
+
+    def sensitivities(self, layers: LayerInventory, stats: CalibrationStats) -> dict[str, Sensitivity]:
+        with progress_bar(self.progress, "sensitivities", len(stats)) as advance:
+            return measure_sensitivities(
+                self.dense, layers.layers, stats, self.batches, self.recipe, seed=self.seed, progress=advance
+            )
+
+    def sizes(self) -> dict[str, int] | None:
+        """Multiply-accumulates of every layer, or None to count weights."""
+        if self.recipe.unit == "weights":
+            return None
+        sample = first(split(self.batches[0])[0], 1)
+        if not isinstance(sample, torch.Tensor):
+            raise ValueError("recipe: unit = 'macs' needs inputs that are one tensor; use unit = 'weights'")
+        counted = macs(self.dense, sample, patterns={})
+        return {layer.name: layer.dense for layer in counted.layers}
 
     def permute(
         self, patterns: dict[str, Pattern], stats: CalibrationStats

@@ -89,7 +89,7 @@ class Budget(Record):
     """Pattern of every layer. ``density`` is the share of all budgeted weights that is kept."""
 
     kind: ClassVar[str] = "budget"
-    method: str  # "uniform" | "seb" | "table"
+    method: str  # "uniform" | "seb" | "rmt-2025" | "knapsack" | "table"
     layers: tuple[LayerBudget, ...]
     density: float
 
@@ -174,6 +174,7 @@ class Certificate(Record):
     accuracy_pruned: float | None
     accuracy_interval: tuple[float, float] | None  # certified from margins of the true label
     layers: tuple[LayerCertificate, ...] = ()
+    label_margin: tuple[float, ...] | None = None  # of the dense model: logit of the true label minus the largest other
 
 
 @dataclass(frozen=True)
@@ -219,13 +220,17 @@ class SpeedRow:
 
 @dataclass(frozen=True)
 class SpeedReport(Record):
-    """speed.json: every figure names its baseline; without a measurement the field is None and ``reason`` says so."""
+    """speed.json: every figure names its baseline; without a measurement the field is None and ``reason`` says so.
+
+    ``notes`` names what is faster than the sparse layers and needs no sparsity.
+    """
 
     kind: ClassVar[str] = "speed"
     machine: str
     threads: int
     baseline: str
     layers: tuple[SpeedRow, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

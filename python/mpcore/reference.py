@@ -59,20 +59,42 @@ def sparsegpt(W: Array, gram: Array, keep: int, group: int, damping: float, mask
 
 
 def admm(W: Array, gram: Array, keep: int, group: int, damping: float, steps: int) -> Array:
-    """ADMM on the mask in unit-diagonal coordinates, then exact least squares on its support."""
+    """ADMM on the mask in unit-diagonal coordinates, exchanges in its groups, exact least squares on its support."""
     moments = damped(gram, damping)
     scale = np.sqrt(np.diag(moments))
     A, V = moments / np.outer(scale, scale), W * scale
     kept = largest(np.abs(V), keep, group)
-    D, U, rho = np.where(kept, V, 0.0), np.zeros(V.shape), 0.05
-    for _ in range(steps):
+    D, U = np.where(kept, V, 0.0), np.zeros(V.shape)
+    for step in range(steps):
+        rho = 0.05 * 1.12 ** (step // 5 * 5 + 2)  # in stairs of five steps
         Z = np.linalg.solve(A + rho * np.eye(len(A)), (V @ A + rho * (D - U)).T).T
         Y = Z + U
         kept = largest(np.abs(Y), keep, group)
         D = np.where(kept, Y, 0.0)
         U = Y - D
-        rho *= 1.12
+    for row, goal, mask in zip(D, V, kept, strict=True):
+        for first in range(0, len(row), group):
+            exchange(row, goal, mask, A, range(first, first + group))
     return lstsq(W, gram, kept, damping)
+
+
+def exchange(row: Array, goal: Array, mask: Array, A: Array, columns: range) -> None:
+    """Put one pruned weight of a group in place of a kept one, the best pair, if (goal - row) A (goal - row)' falls."""
+
+    def moved(i: int, j: int) -> Array:
+        new: Array = row.copy()
+        new[i] = 0.0
+        new[j] = (goal - new) @ A[j] / A[j, j]
+        return new
+
+    def error(weights: Array) -> float:
+        return float((goal - weights) @ A @ (goal - weights))
+
+    pairs = [(i, j) for i in columns for j in columns if mask[i] and not mask[j]]
+    i, j = min(pairs, key=lambda pair: error(moved(*pair)))
+    if error(moved(i, j)) < error(row):
+        row[:] = moved(i, j)
+        mask[i], mask[j] = False, True
 
 
 def output_error(W: Array, W_pruned: Array, inputs: Array) -> float:

@@ -52,6 +52,14 @@ class Packed:
             return (self.values.astype(np.uint32) << 16).view(np.float32)
         return self.values.astype(np.float32, copy=False)
 
+    @cached_property
+    def kernel(self) -> _native.NmWeights:
+        """The weights once more, in the order in which the kernels of this CPU read them; made at the first product."""
+        return _native.NmWeights(self.wide, self.places, self.columns, self.pattern.keep, self.pattern.group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("values", "places", "columns", "pattern")}
+
     def unpack(self) -> npt.NDArray[np.float32]:
         """The (rows, columns) matrix, exactly; bfloat16 comes back as float32, entries not kept as +0.0."""
         return _native.unpack_weights(self.wide, self.places, self.columns, self.pattern.keep, self.pattern.group)
@@ -154,7 +162,7 @@ def nm_linear(
         X: (T, C), float32 or bfloat16, numpy, ml_dtypes or a torch CPU tensor; T may be 0.
         bias: (R,), floating point.
         activation: ``"gelu"`` (with the error function, to 2e-7), ``"relu"`` or None.
-        threads: None for all; the result does not depend on it.
+        threads: None for all: torch's ``get_num_threads()`` where torch is loaded. The result does not depend on it.
 
     Returns:
         (T, R), of the kind and dtype of X.
@@ -170,19 +178,49 @@ def nm_linear(
                [12.5]], dtype=float32)
     """
     kind = _kind(X, "X")
-    tokens = _any_size(X, "X")
-    if tokens.ndim != 2 or tokens.shape[1] != packed.columns:
-        raise ValueError(f"X: shape {tokens.shape}, wanted (T, {packed.columns})")
+    shape = tuple(X.shape)
+    if len(shape) != 2 or shape[1] != packed.columns:
+        raise ValueError(f"X: shape {shape}, wanted (T, {packed.columns})")
     shift = None if bias is None else np.ascontiguousarray(to_numpy(bias, "bias", ndim=1), dtype=np.float32)
     if shift is not None and len(shift) != packed.shape[0]:
         raise ValueError(f"bias: {len(shift)} values, wanted {packed.shape[0]}, one per row of the weights")
     workers = None if threads is None else to_count(threads, "threads", least=1)
-    pattern = (packed.pattern.keep, packed.pattern.group)
+    tokens = raw(X, "X")
+    last = tokens.flags.c_contiguous
+    if not (last or tokens.flags.f_contiguous):
+        tokens, last = np.ascontiguousarray(tokens), True
+    out = _empty_like(X, (shape[0], packed.shape[0]))
     half = packed.dtype == "bfloat16" and kind == "float32"
-    out = _native.nm_linear(packed.wide, packed.places, tokens, pattern, shift, activation, half, workers)
-    if _is_torch(X):
-        return sys.modules["torch"].from_numpy(out).to(X.dtype)
-    return out.astype(X.dtype, copy=False)
+    packed.kernel.linear(tokens, raw(out, "out"), last, (shift, activation, half, *team(workers)))
+    return out
+
+
+def team(threads: int | None) -> tuple[int | None, bool]:
+    """Number of threads of a product, and whether to use the OpenMP runtime of torch: two teams would fight."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return threads, False
+    return (torch.get_num_threads() if threads is None else threads), True
+
+
+def raw(value: Any, name: str) -> npt.NDArray[Any]:
+    """float32 as it is, bfloat16 as uint16, sharing memory with ``value``."""
+    if _is_torch(value):
+        if value.device.type != "cpu":
+            raise TypeError(f"{name}: the tensor is on {value.device}, wanted one on the CPU (call .cpu())")
+        value = value.detach() if value.requires_grad else value
+        if value.dtype.itemsize == 2:
+            value = value.view(sys.modules["torch"].uint16)
+        return value.numpy()  # type: ignore[no-any-return]
+    array = np.asarray(value)
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
+def _empty_like(value: Any, shape: tuple[int, int]) -> Any:
+    """Room of the kind and dtype of ``value``."""
+    if _is_torch(value):
+        return value.new_empty(shape)
+    return np.empty(shape, dtype=value.dtype)
 
 
 def _kind(value: Any, name: str) -> Literal["float32", "bfloat16"]:
@@ -193,13 +231,6 @@ def _kind(value: Any, name: str) -> Literal["float32", "bfloat16"]:
     if kind == "bfloat16":
         return "bfloat16"
     raise TypeError(f"{name}: dtype {kind} is not float32 or bfloat16")
-
-
-def _any_size(value: Any, name: str) -> npt.NDArray[np.float32]:
-    """``value`` in float32, C-contiguous; unlike elsewhere it may be empty, and hold NaN and infinities."""
-    if 0 not in value.shape:
-        return np.ascontiguousarray(to_numpy(value, name, finite=False), dtype=np.float32)
-    return np.zeros(tuple(value.shape), dtype=np.float32)
 
 
 def _is_torch(value: Any) -> bool:

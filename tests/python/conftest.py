@@ -16,5 +16,5 @@ settings.load_profile(os.environ.get("MPCORE_TESTS", "fast"))
 # The networks of the tests are tiny; on two cores more threads only wait for one another.
 torch.set_num_threads(1)
 
-# A job in the background of a shell inherits an ignored SIGINT; the tests of Ctrl-C need it heard, here and in children.
+# A job in the background of a shell inherits an ignored SIGINT; the tests of Ctrl-C need it heard, in children too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

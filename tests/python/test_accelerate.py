@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from nets import TinyConvNet, images, tiny_vit
+from nets import images, tiny_vit
 from torch import nn
 
 from mpcore.masks import nm_mask
 from mpcore.models import accelerate as module
-from mpcore.models.accelerate import SparseLinear, accelerate, find_pattern
+from mpcore.models.accelerate import accelerate, find_pattern
+from mpcore.models.sparse_layers import SparseLinear
+from mpcore.pattern import Pattern
 from mpcore.records import SpeedReport
 
 
@@ -70,7 +72,7 @@ def test_what_is_not_faster_stays_dense() -> None:
     fast = accelerate(prune(tiny_vit(), "2:4"), images(3, channels=1, size=8))
     assert {row["backend"] for row in fast.report.rows()} == {"dense"}
     assert fast.difference == 0.0
-    assert "gain is below" in next(row["reason"] for row in fast.report.rows() if row["layer"] == "blocks.0.mlp.fc1")
+    assert "the gain over" in next(row["reason"] for row in fast.report.rows() if row["layer"] == "blocks.0.mlp.fc1")
 
 
 class Odd(nn.Module):
@@ -91,8 +93,108 @@ def test_every_layer_left_alone_has_its_reason() -> None:
     assert "with hooks" in reasons["hooked"]
     assert "does not call it" in reasons["unused"]
     assert "no N:M pattern: 0 %" in reasons["plain"]
-    convolutions = accelerate(TinyConvNet(), images(2)).report.rows()
-    assert "convolutions run dense" in convolutions[0]["reason"]
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.Conv2d(8, 8, 3, groups=2), "a convolution in 2 groups"),
+        (nn.Conv2d(8, 8, 3, padding="same"), "padding 'same' in mode 'zeros'"),
+        (nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), "padding (1, 1) in mode 'reflect'"),
+        (nn.Conv2d(3, 8, 3), "no N:M pattern: 0 %"),
+    ],
+)
+def test_convolutions_that_stay_dense_have_their_reason(layer: nn.Conv2d, reason: str) -> None:
+    row = accelerate(layer, torch.randn(2, layer.in_channels, 6, 6)).report.rows()[0]
+    assert (row["backend"], row["eligible"]) == ("dense", False)
+    assert reason in row["reason"]
+
+
+class Mixed(nn.Module):
+    """Convolutions of every geometry the kernels take, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.point = nn.Conv2d(16, 24, 1)
+        self.wide = nn.Conv2d(24, 16, (3, 1), padding=(2, 0), dilation=(2, 1), bias=False)
+        self.down = nn.Conv2d(16, 8, 1, stride=2, padding="valid")
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.down(self.wide(self.point(self.stem(x).relu()).relu()).relu()).mean((2, 3)))
+
+
+def mixed(pattern: str = "2:4") -> nn.Module:
+    torch.manual_seed(0)
+    model = Mixed().eval()
+    with torch.no_grad():
+        for layer in model.children():
+            layer.weight *= torch.from_numpy(nm_mask(layer.weight.abs().numpy(), pattern, axis=1))
+    return model
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_compute_the_same_in_both_memory_formats(order: torch.memory_format, dtype: torch.dtype) -> None:
+    model = mixed().to(dtype)
+    x = torch.randn(2, 8, 13, 10).to(dtype).contiguous(memory_format=order)
+    fast = accelerate(model, x)
+    assert [row["backend"] for row in fast.report.rows()] == ["cpu"] * 5
+    with torch.inference_mode():
+        stem = fast.model.stem(x)
+        torch.testing.assert_close(stem, model.stem(x), rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-2)
+        assert stem.is_contiguous(memory_format=order)
+        assert fast.model(x[:0]).shape == (0, 4)
+    assert fast.difference < (3e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.usefixtures("always")
+def test_export_sees_the_operators_and_computes_the_same() -> None:
+    model, x = mixed("1:4"), torch.randn(2, 8, 13, 10)
+    fast = accelerate(model, x).model
+    with torch.no_grad():
+        program = torch.export.export(fast, (x,))
+        targets = [str(node.target) for node in program.graph.nodes]
+        assert targets.count("mpcore.nm_conv2d.default") == 4
+        assert targets.count("mpcore.nm_linear.default") == 1
+        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+        compiled = torch.compile(fast, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("always")
+def test_a_state_dict_of_packed_weights_is_loaded_and_used() -> None:
+    first, x = prune(nn.Linear(16, 8), "2:4"), torch.randn(5, 16)
+    second = prune(nn.Linear(16, 8), "2:4")
+    fast, other = accelerate(first, x).model, accelerate(second, x).model
+    with torch.no_grad():
+        fast(x)
+        fast.load_state_dict(other.state_dict())
+        torch.testing.assert_close(fast(x), second(x))
+        again = accelerate(fast, x)
+    assert again.report.rows() == []
+    with pytest.raises(TypeError, match=r"take float32 and bfloat16, not torch\.float64"):
+        fast.double()
+
+
+def test_operators_refuse_what_does_not_fit() -> None:
+    layer = SparseLinear(prune(nn.Linear(16, 8), "2:4"), Pattern("2:4"))
+    with pytest.raises(ValueError, match=r"x: shape \(2, 8\) gives 8 inputs, the weights have 16"):
+        layer(torch.ones(2, 8))
+    with pytest.raises(TypeError, match=r"x is torch\.float64"):
+        layer(torch.ones(2, 16, dtype=torch.float64))
+
+
+def test_what_is_faster_without_sparsity_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(self: Any, key: str, calls: dict[str, Any]) -> dict[str, float]:
+        return {name: {"sparse": 2.0, "the dense model in bfloat16": 1.0}.get(name, 3.0) for name in calls}
+
+    monkeypatch.setattr(module._Timings, "measure", measure)
+    notes = accelerate(prune(nn.Linear(16, 8), "2:4"), torch.randn(5, 16)).report.notes
+    assert notes == ("the dense model in bfloat16 is 2.00 times as fast as the layer sparse, and needs no sparsity",)
 
 
 @pytest.mark.usefixtures("always")
@@ -112,7 +214,7 @@ def test_a_table_of_timings_is_believed_and_added_to(tmp_path: Path, monkeypatch
     model = prune(tiny_vit(), "2:4")
     first = accelerate(model, x, table=path)
     known = json.loads(path.read_text())["timings"]
-    assert len(known) == 4
+    assert len(known) == 5  # four layers, and what is free
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("timed again")

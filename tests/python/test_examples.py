@@ -21,6 +21,7 @@ from mpcore.models.inventory import inventory
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import minilm
+import theory
 from bed.efficientnet import lite0, lite0_input
 from bed.labelled import fashion_mnist, imagenet20, read_idx
 from bed.missing import MissingData, in_debian_package, in_python_package
@@ -224,3 +225,14 @@ def test_minilm_holds_the_matrix_with_huge_outliers() -> None:
     weights = minilm.open_weights(file)
     assert minilm.kurtosis(weights[f"{minilm.HEAVY_TAILED}.weight"]) == pytest.approx(1585, abs=1)
     assert minilm.kurtosis(weights[f"{minilm.NOISE_LIKE}.weight"]) == pytest.approx(3.0, abs=0.1)
+
+
+def test_the_published_fit_error_of_a_power_law_is_the_end_of_its_window() -> None:
+    bulk, distance, as_coded = theory.distances((np.arange(768) + 1.0) ** -0.98)
+    assert (bulk, distance, as_coded) == pytest.approx((0.733, 0.267, 575 / 768), abs=5e-4)
+
+
+def test_the_pictures_of_the_theory_are_drawn(tmp_path: Path) -> None:
+    theory.collapse(tmp_path, steps=24, width=16)
+    theory.gaussian(tmp_path, draws=3)
+    assert {path.name for path in tmp_path.iterdir()} == {"collapse.png", "gaussian.png"}

@@ -58,7 +58,8 @@ def test_token_merging_and_2_4_in_both_conventions(name, paper, exact):
     tome.apply(model, r=8)
     for convention, expected in (("paper", paper), ("exact", exact)):
         report = macs(model, x, convention, patterns=block_layers(model))
-        assert report.reduction == pytest.approx(expected, abs=6e-5 if expected == 0.598071 else 6e-4)
+        # As many digits as are published.
+        assert report.reduction == pytest.approx(expected, abs={0.598071: 5e-7, 0.6110: 5e-5}.get(expected, 6e-4))
 
 
 def test_token_merging_of_vit_b_16_alone():
@@ -66,7 +67,7 @@ def test_token_merging_of_vit_b_16_alone():
     tome.apply(model, r=8)
     assert macs(model, x, "paper").reduction == pytest.approx(0.228135, abs=1e-6)
     assert macs(model, x, "exact").reduction == pytest.approx(0.2539, abs=1e-4)
-    assert macs(model, x, "paper", patterns=block_layers(model)).total == pytest.approx(7.059407e9, abs=1e3)
+    assert macs(model, x, "paper", patterns=block_layers(model)).total == pytest.approx(7.059407e9, abs=500)
     assert tome.merged_per_block(model) == (8,) * 12
 
 

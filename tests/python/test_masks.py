@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import _thread
 import itertools
+import os
+import re
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -237,3 +241,41 @@ def test_ctrl_c_ends_a_long_search_for_masks():
     threading.Timer(0.5, _thread.interrupt_main).start()
     with pytest.raises(KeyboardInterrupt):
         quadratic_mask(W, gram, "8:16")
+
+
+# Every version of the kernels
+
+ACCOUNT = """
+import hashlib, numpy as np, mpcore
+rng, total = np.random.default_rng(0), hashlib.sha256()
+for pattern in ("2:4", "3:4", "4:8", "8:16", "5:24", "31:32", "5:7"):
+    columns = 9 * int(pattern.partition(":")[2])
+    for score in (rng.random((37, columns), dtype=np.float32), np.round(2 * rng.normal(size=(37, columns)))):
+        total.update(mpcore.nm_mask(score, pattern).tobytes())
+        total.update(mpcore.nm_mask(score.astype(np.float32), pattern).tobytes())
+W, gram = rng.normal(size=(20, 16)), np.eye(8)[None] + rng.random((2, 1, 1))
+total.update(mpcore.quadratic_mask(W, gram, "4:8").tobytes())
+for shape, pattern in (((40, 64), "2:4"), ((130, 96), "4:8")):
+    found = mpcore.optimize_permutation(rng.random(shape), pattern, max_rounds=40, time_limit=600, threads=2)
+    total.update(found.order.tobytes())
+print(total.hexdigest())
+"""
+
+
+def run_with_kernels(name: str | None) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "MPCORE_KERNELS"}
+    if name is not None:
+        environment["MPCORE_KERNELS"] = name
+    command = [sys.executable, "-c", ACCOUNT]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_every_version_of_the_kernels_that_this_cpu_has_gives_the_same_bits():
+    widest = run_with_kernels(None)
+    assert widest.returncode == 0, widest.stderr
+    refusal = run_with_kernels("none").stderr
+    assert 'MPCORE_KERNELS: "none" is not one of' in refusal
+    names = re.findall(r'"(\w+)"', refusal.rpartition("not one of")[2])
+    assert names[0] == "portable"
+    for name in names:
+        assert run_with_kernels(name).stdout == widest.stdout, name

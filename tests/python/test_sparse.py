@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -8,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcore import Packed, nm_linear, nm_mask, pack, reference
+from mpcore import Packed, _native, nm_linear, nm_mask, pack, reference
 
 PATTERNS = [(2, 4), (1, 4), (4, 8), (8, 16), (1, 2), (3, 4), (5, 7), (1, 32), (12, 16)]
 
@@ -221,3 +226,56 @@ def test_arguments_that_do_not_fit_are_named(X, extra, message):
 def test_inputs_of_another_dtype_are_refused():
     with pytest.raises(TypeError, match="X: dtype float64 is not float32 or bfloat16"):
         nm_linear(pack(weights(4, 2, (2, 4)), "2:4"), np.ones((2, 8)))
+
+
+# kernels
+
+
+@pytest.mark.parametrize("name", _native.instruction_sets())
+@pytest.mark.parametrize("pattern", [(2, 4), (8, 16), (5, 7), (1, 32)])
+def test_every_instruction_set_of_this_cpu_gives_the_same_product(monkeypatch, name, pattern):
+    monkeypatch.setenv("MPCORE_SIMD", name)
+    rng = np.random.default_rng(0)
+    W = weights(70, 11, pattern)
+    for tokens in (1, 5, 30, 120):
+        X = rng.normal(size=(tokens, W.shape[1])).astype(np.float32)
+        out = nm_linear(pack(W, pattern), X)
+        scale = np.abs(X) @ np.abs(W).T + 1
+        assert (np.abs(out - reference.nm_linear(W, X)) <= 1e-6 * scale).all()
+
+
+def test_an_instruction_set_this_cpu_lacks_is_refused(monkeypatch):
+    monkeypatch.setenv("MPCORE_SIMD", "sse9")
+    with pytest.raises(ValueError, match='MPCORE_SIMD: "sse9" is not one of portable'):
+        nm_linear(pack(weights(4, 2, (2, 4)), "2:4"), np.ones((1, 8), np.float32))
+
+
+def test_packed_weights_that_were_used_are_pickled_without_their_kernel():
+    packed = pack(weights(9, 3, (2, 4)), "2:4")
+    X = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
+    out = nm_linear(packed, X)
+    again = pickle.loads(pickle.dumps(packed))
+    assert "kernel" not in vars(again)
+    np.testing.assert_array_equal(nm_linear(again, X), out)
+
+
+FORK = """
+import os, numpy as np, torch
+from mpcore import nm_linear, nm_mask, pack
+W = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+packed = pack(W * nm_mask(np.abs(W), "2:4"), "2:4")
+X = torch.randn(200, 64)
+torch.set_num_threads(2)
+X @ torch.randn(64, 64)
+out = nm_linear(packed, X)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(nm_linear(packed, X), out) else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_of_fork_computes_the_same():
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["0"]

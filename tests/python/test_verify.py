@@ -13,7 +13,17 @@ import pytest
 from helpers import PATTERNS, seal, write_run
 from safetensors.numpy import load_file, save_file
 
-from mpcore.records import Budget, Certificate, EvalTable, Manifest, MaskPlan, Pattern, Problem, VerifyReport
+from mpcore.records import (
+    Budget,
+    Certificate,
+    EvalTable,
+    LayerCertificate,
+    Manifest,
+    MaskPlan,
+    Pattern,
+    Problem,
+    VerifyReport,
+)
 from mpcore.verify import verify
 
 FC1 = "blocks.0.mlp.fc1"
@@ -233,6 +243,12 @@ def test_a_planned_layer_must_count_what_its_mask_keeps(run: Path) -> None:
         ({"ce_change": 99.0}, "ce_change 99.0 is beyond"),
         ({"samples": 63}, "64 of 63 in margin"),
         ({"accuracy_pruned": 0.1}, "accuracy 0.1 is outside"),
+        ({"accuracy_dense": 0.5}, "accuracy_dense 0.5 is not that of the margins"),
+        ({"accuracy_interval": (0.0, 1.0)}, r"accuracy_interval is (0.0, 1.0), the margins give"),
+        ({"label_margin": (1.0,)}, "1 of 64 in label_margin"),
+        ({"label_margin": (0.0,) * 64}, "a label_margin does not fit its margin"),
+        ({"eta_path": (0.0,) * 64}, "an eta_path is below its eta"),
+        ({"layers": (LayerCertificate("fc", 99.0, 98.0),)}, "the layers move logits by 98.0, eta_path says"),
         ({"model_sha256": "00" * 32}, "is about another model"),
     ],
 )

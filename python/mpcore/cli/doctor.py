@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,7 +31,9 @@ _PACKAGES = (
 
 
 def doctor(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=f"Time its layers: {MODEL_HELP}")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL|RUN]", help=f"Time its layers: a run folder, or {MODEL_HELP}")
+    ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, metavar="N", help="Samples in the timed batch.")
     ] = 8,
@@ -50,16 +53,19 @@ def doctor(
 
         facts = _environment()
         document: dict[str, Any] = {"environment": facts, "layers": []}
-        view = [table(("", "found"), list(facts.items()), title="this machine")]
+        view: list[Any] = [table(("", "found"), list(facts.items()), title="this machine")]
         if model is not None:
-            rows = _accelerated(model, weights, batch_size, input_shape, seed).report.rows()
-            document["layers"] = rows
+            report = _accelerated(model, weights, batch_size, input_shape, seed).report
+            rows = report.rows()
+            document.update(layers=rows, baseline=report.baseline, notes=list(report.notes))
             names = ("layer", "backend", "dense_s", "sparse_s", "gain", "reason")
             cells = [
                 [number(v) if isinstance(v := row[name], float) or v is None else str(v) for name in names]
                 for row in rows
             ]
             view.append(table(names, cells, title=f"{model}, batches of {batch_size}"))
+            view.append(f"dense: {report.baseline}")
+            view.extend(f"note: {note}" for note in report.notes)
         console.emit(document, *view)
 
 
@@ -92,7 +98,10 @@ def _accelerated(model: str, weights: str | None, batch_size: int, shape: str | 
     from mpcore.models.data import input_size
     from mpcore.models.source import load_model
 
-    network = load_model(model, weights=weights, seed=seed)[0]
+    if (Path(model) / "manifest.json").is_file():
+        network = mpcore.load(model)
+    else:
+        network = load_model(model, weights=weights, seed=seed)[0]
     size = input_size(network) if shape is None else _parse_shape(shape)
     example = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(seed))
     return mpcore.accelerate(network, example)

@@ -5,27 +5,33 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mpcore.gpu.capability import why_not
-from mpcore.gpu.sparse24 import compress, tune, unsuitable
-from mpcore.gpu.sparse24 import linear as linear24
+from mpcore.gpu.sparse24 import unsuitable
 from mpcore.gpu.table import SpeedTable
 from mpcore.gpu.timing import interleave, machine
+from mpcore.models.dense_rivals import dense_calls, free_calls
 from mpcore.models.evaluate import eval_mode
+from mpcore.models.sparse_layers import (
+    SparseConv2d,
+    SparseLinear,
+    SparseLinear24,
+    conv_matrix,
+)
 from mpcore.records import FORMAT, Pattern, SpeedRow, atomic
-from mpcore.sparse import nm_linear, pack
 
-BASELINE = "torch.nn.functional.linear on the same input, runs alternating, medians"
+BASELINE = "the faster of torch's own call and oneDNN with packed weights on the same input, runs alternating, medians"
 LEAST_GAIN = 1.05
 """From this gain on a sparse layer replaces a dense one; less is within the noise of a shared machine."""
 
+Layer = nn.Linear | nn.Conv2d
 _GROUPS = (2, 4, 8, 12, 16, 32)
 
 
@@ -41,47 +47,14 @@ class Accelerated:
     difference: float
 
 
-class SparseLinear(nn.Module):
-    """A Linear whose N:M weight is stored packed; forward only."""
-
-    def __init__(self, dense: nn.Linear, pattern: Pattern) -> None:
-        super().__init__()
-        self.in_features, self.out_features, self.pattern = dense.in_features, dense.out_features, pattern
-        self.packed = pack(dense.weight.detach(), pattern)
-        self.bias = None if dense.bias is None else dense.bias.detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features), in the dtype of the weight."""
-        _refuse_gradients(x)
-        product: Tensor = nm_linear(self.packed, x.reshape(-1, self.in_features), bias=self.bias)
-        return product.reshape(*x.shape[:-1], self.out_features)
-
-    def extra_repr(self) -> str:
-        """Shape and pattern, for ``print(model)``."""
-        return f"{self.in_features}, {self.out_features}, {self.pattern}"
-
-
-class SparseLinear24(nn.Module):
-    """A Linear whose 2:4 weight runs on sparse tensor cores; forward only."""
-
-    def __init__(self, dense: nn.Linear, example: Tensor) -> None:
-        super().__init__()
-        self.weight = tune(compress(dense.weight.detach()), example)
-        self.bias = None if dense.bias is None else dense.bias.detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
-        _refuse_gradients(x)
-        return linear24(x, self.weight, self.bias)
-
-
 def accelerate(
     model: nn.Module, example_input: Tensor, *, backend: str = "auto", table: str | os.PathLike[str] | None = None
 ) -> Accelerated:
-    """Replace every Linear with N:M weights by a sparse one where that is measured to be faster.
+    """Replace every Linear and Conv2d with N:M weights by a sparse one where that is measured to be faster.
 
-    Patterns are found in the weights themselves. Each different layer (pattern, shape, tokens, dtype) is timed once,
-    on the activations of the example, against the dense layer.
+    Patterns are found in the weights themselves; those of a convolution run along its input channels. Each different
+    layer (pattern, shape, input, dtype) is timed once, on the activations of the example, against the best dense call.
+    The sparse layers are operators (``torch.ops.mpcore``) that ``torch.compile`` and ``torch.export`` keep whole.
 
     Args:
         model: stays as it is; the copy shares nothing with it.
@@ -91,6 +64,7 @@ def accelerate(
 
     Returns:
         Model, report and the change of the output. Every Linear and Conv2d has a row with the reason for its back end.
+        ``report.notes`` names what needs no sparsity and is faster still, if anything is.
 
     Raises:
         ValueError: for an unknown back end, one that cannot run here, or a table that is not one.
@@ -100,31 +74,37 @@ def accelerate(
         >>> accelerate(net, torch.randn(2, 8)).report.rows()[0]["reason"]
         'no N:M pattern: 0 % of its weights are zero'
     """
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device
     backend = _choose(backend, device)
     timings = _Timings(table, machine(device), device)
     fast, seen = copy.deepcopy(model).eval(), _observe(model, example_input)
-    rows = []
+    rows, swapped = [], []
     for name, module in list(model.named_modules()):
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, Layer):
             row, swap = _decide(name, module, seen.get(name), backend, timings)
             rows.append(row)
             if swap is not None:
                 fast = _swap(fast, name, swap)
+                swapped.append((row, module, seen[name]))
+    notes = _notes(swapped, timings) if backend == "cpu" else ()
     timings.save()
-    report = SpeedTable(machine(device), torch.get_num_threads(), BASELINE, tuple(rows))
+    report = SpeedTable(machine(device), torch.get_num_threads(), BASELINE, tuple(rows), notes)
     return Accelerated(fast, report, _difference(model, fast, example_input))
 
 
-def find_pattern(weight: Tensor) -> Pattern | None:
+def find_pattern(weight: Tensor, *, groups: Sequence[int] = _GROUPS) -> Pattern | None:
     """The sparsest N:M that a (rows, columns) weight obeys, the smallest M among equals; None if it obeys none.
+
+    Args:
+        weight: (rows, columns).
+        groups: the M to try; those that do not divide the columns are passed over.
 
     Example:
         >>> str(find_pattern(torch.tensor([[1.0, 0, 0, 2, 0, 0, 3, 4]])))
         '2:4'
     """
     found = []
-    for group in _GROUPS:
+    for group in groups:
         if weight.shape[1] % group == 0:
             keep = max(int((weight != 0).reshape(len(weight), -1, group).sum(2).max()), 1)
             if keep < group:
@@ -133,26 +113,28 @@ def find_pattern(weight: Tensor) -> Pattern | None:
 
 
 class _Timings:
-    """Median seconds (dense, sparse) by machine, back end, pattern, shape, tokens and dtype; optionally on disk."""
+    """Median seconds of the calls of a layer by machine, threads and layer; optionally on disk."""
 
     def __init__(self, path: str | os.PathLike[str] | None, here: str, device: torch.device) -> None:
         self.path = None if path is None else Path(path)
         self.here, self.device = f"{here}, {torch.get_num_threads()} threads", device
-        self.known: dict[str, list[float]] = {}
+        self.known: dict[str, dict[str, float]] = {}
         if self.path is not None and self.path.exists():
             try:
                 data = json.loads(self.path.read_text(encoding="utf-8"))
-                self.known = {key: [float(dense), float(sparse)] for key, (dense, sparse) in data["timings"].items()}
+                for key, times in data["timings"].items():
+                    self.known[key] = {name: float(seconds) for name, seconds in times.items()}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{self.path}: not a table of timings ({error!r})") from None
 
-    def measure(self, key: str, dense: Callable[[], object], sparse: Callable[[], object]) -> tuple[float, float]:
+    def measure(self, key: str, calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
         key = f"{self.here}, {key}"
-        if key not in self.known:
+        known = self.known.setdefault(key, {})
+        if missing := {name for name in calls if name not in known}:
             with torch.inference_mode():
-                self.known[key] = [timing.median for timing in interleave([dense, sparse], device=self.device)]
-        dense_s, sparse_s = self.known[key]
-        return dense_s, sparse_s
+                timings = interleave(list(calls.values()), device=self.device)
+            known.update({name: timing.median for name, timing in zip(calls, timings, strict=True) if name in missing})
+        return {name: known[name] for name in calls}
 
     def save(self) -> None:
         if self.path is not None:
@@ -173,16 +155,16 @@ def _choose(backend: str, device: torch.device) -> str:
 
 
 def _observe(model: nn.Module, example_input: Tensor) -> dict[str, Tensor]:
-    """The first input of every Linear, tokens by columns."""
+    """The first input of every Linear and Conv2d."""
     seen: dict[str, Tensor] = {}
 
-    def note(name: str, columns: int, x: Tensor) -> None:
-        seen.setdefault(name, x.reshape(-1, columns))
+    def note(name: str, x: Tensor) -> None:
+        seen.setdefault(name, x)
 
     hooks = [
-        module.register_forward_pre_hook(lambda module, args, name=name: note(name, module.in_features, args[0]))
+        module.register_forward_pre_hook(lambda module, args, name=name: note(name, args[0]))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, Layer)
     ]
     try:
         with eval_mode(model):
@@ -194,45 +176,94 @@ def _observe(model: nn.Module, example_input: Tensor) -> dict[str, Tensor]:
 
 
 def _decide(
-    name: str, module: nn.Linear | nn.Conv2d, x: Tensor | None, backend: str, timings: _Timings
+    name: str, module: Layer, x: Tensor | None, backend: str, timings: _Timings
 ) -> tuple[SpeedRow, nn.Module | None]:
     """The row of one layer, and what takes its place."""
     reason, pattern = _unfit(module, x, backend)
-    if reason or pattern is None or x is None or not isinstance(module, nn.Linear):
+    if reason or pattern is None or x is None:
         return SpeedRow(name, False, "dense", None, None, None, reason), None
-    sparse = SparseLinear(module, pattern) if backend == "cpu" else SparseLinear24(module, x)
-    weight, bias = module.weight.detach(), module.bias
-    key = f"{backend} {pattern} {tuple(weight.shape)} x {len(x)} {weight.dtype}"
-    dense_s, sparse_s = timings.measure(key, lambda: functional.linear(x, weight, bias), lambda: sparse(x))
+    sparse: nn.Module
+    if isinstance(module, nn.Conv2d):
+        sparse = SparseConv2d(module, pattern)
+    else:
+        sparse = SparseLinear(module, pattern) if backend == "cpu" else SparseLinear24(module, x)
+    dense = dense_calls(module, x)
+    times = timings.measure(f"{backend} {pattern} {_key(module, x)}", {**dense, "sparse": lambda: sparse(x)})
+    rival = min(dense, key=lambda call: times[call])
+    dense_s, sparse_s = times[rival], times["sparse"]
     gain = dense_s / sparse_s
     if gain < LEAST_GAIN:
-        why = f"{pattern}, but the gain is below {LEAST_GAIN}"
+        why = f"{pattern}, but the gain over {rival} is below {LEAST_GAIN}"
         return SpeedRow(name, True, "dense", dense_s, sparse_s, gain, why), None
-    return SpeedRow(name, True, backend, dense_s, sparse_s, gain, f"{pattern}, measured faster"), sparse
+    return SpeedRow(name, True, backend, dense_s, sparse_s, gain, f"{pattern}, measured faster than {rival}"), sparse
 
 
-def _unfit(module: nn.Linear | nn.Conv2d, x: Tensor | None, backend: str) -> tuple[str, Pattern | None]:
+def _key(module: Layer, x: Tensor) -> str:
+    """All that the time of a layer depends on."""
+    key = f"{tuple(module.weight.shape)} x {tuple(x.shape)} {module.weight.dtype}"
+    if isinstance(module, nn.Linear):
+        return key
+    order = "channels_last" if not x.is_contiguous() else "contiguous"
+    return f"{key} {order} stride {module.stride} padding {module.padding} dilation {module.dilation}"
+
+
+def _unfit(module: Layer, x: Tensor | None, backend: str) -> tuple[str, Pattern | None]:
     """Why a layer cannot run sparse, or the pattern it has."""
-    if isinstance(module, nn.Conv2d):
-        return "convolutions run dense: no sparse kernel yet", None
-    if type(module).forward is not nn.Linear.forward or module._forward_hooks or module._forward_pre_hooks:
-        return "a Linear with a forward of its own, or with hooks", None
+    kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+    if type(module).forward is not kind.forward or module._forward_hooks or module._forward_pre_hooks:
+        return f"a {kind.__name__} with a forward of its own, or with hooks", None
     if x is None:
         return "the example does not call it", None
     if x.dtype != module.weight.dtype:
         return f"its input is {x.dtype}, its weight {module.weight.dtype}", None
-    pattern = find_pattern(module.weight.detach())
+    if isinstance(module, nn.Conv2d) and (reason := _unfit_convolution(module, x, backend)):
+        return reason, None
+    weight = module.weight.detach()
+    if isinstance(module, nn.Conv2d):
+        pattern = find_pattern(conv_matrix(weight), groups=[g for g in _GROUPS if module.in_channels % g == 0])
+    else:
+        pattern = find_pattern(weight)
     if pattern is None:
-        share = float((module.weight == 0).double().mean())
+        share = float((weight == 0).double().mean())
         return f"no N:M pattern: {100 * share:.0f} % of its weights are zero", None
     if backend == "cpu":
-        if module.weight.dtype not in (torch.float32, torch.bfloat16):
-            return f"{module.weight.dtype}: the CPU kernels take float32 and bfloat16", None
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            return f"{weight.dtype}: the CPU kernels take float32 and bfloat16", None
     elif pattern.density > 0.5 or pattern.group > 4:
         return f"{pattern} is not 2:4", None
-    elif reason := unsuitable(tuple(module.weight.shape), module.weight.dtype):
+    elif reason := unsuitable(tuple(weight.shape), weight.dtype):
         return reason, None
     return "", pattern
+
+
+def _unfit_convolution(module: nn.Conv2d, x: Tensor, backend: str) -> str:
+    if backend != "cpu":
+        return "convolutions run dense on a GPU: no open kernel takes 2:4 convolutions"
+    if module.groups != 1:
+        return f"a convolution in {module.groups} groups"
+    if module.padding_mode != "zeros" or module.padding == "same":
+        return f"padding {module.padding!r} in mode {module.padding_mode!r}"
+    return "" if x.ndim == 4 else "its input has no batch dimension"
+
+
+def _notes(swapped: Sequence[tuple[SpeedRow, Layer, Tensor]], timings: _Timings) -> tuple[str, ...]:
+    """What needs no sparsity and is faster still, judged on the costliest sparse Linear in float32."""
+    linear = [
+        (row, module, x)
+        for row, module, x in swapped
+        if isinstance(module, nn.Linear) and x.dtype == torch.float32 and row.sparse_s is not None
+    ]
+    if not linear:
+        return ()
+    row, module, x = max(linear, key=lambda entry: entry[0].sparse_s or 0.0)
+    assert row.sparse_s is not None
+    times = timings.measure(f"free {_key(module, x)}", free_calls(module, x))
+    layer = row.layer or "the layer"
+    return tuple(
+        f"{name} is {row.sparse_s / seconds:.2f} times as fast as {layer} sparse, and needs no sparsity"
+        for name, seconds in times.items()
+        if row.sparse_s / seconds >= LEAST_GAIN
+    )
 
 
 def _swap(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
@@ -250,8 +281,3 @@ def _difference(model: nn.Module, fast: nn.Module, example_input: Tensor) -> flo
         before, after = before[0], after[0]
     largest = float(before.abs().max())
     return float((after - before).abs().max()) / largest if largest else 0.0
-
-
-def _refuse_gradients(x: Tensor) -> None:
-    if x.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("accelerated layers have no gradients; train the model they were made from")

@@ -21,7 +21,8 @@ CHOICES = {
     "score": ("magnitude", "wanda", "activation", "quadratic"),
     "solver": ("none", "lstsq", "sparsegpt", "admm"),
     "sequence": ("parallel", "sequential", "asymmetric"),
-    "budget": ("uniform", "seb"),
+    "budget": ("uniform", "seb", "seb-corrected", "rmt-2025", "knapsack"),
+    "unit": ("macs", "weights"),
 }
 
 
@@ -41,7 +42,13 @@ class Recipe:
             ``sparsegpt`` and ``admm`` choose mask and weights together.
         sequence: inputs of the layer-wise problem: ``parallel`` from the dense model; ``sequential`` from the
             already pruned prefix; ``asymmetric`` from the pruned prefix, fitted to the dense path's outputs.
-        budget: ``uniform`` or ``seb`` (Spectral Edge Budgeting, docs/method.md).
+        budget: ``uniform``; ``seb`` (Spectral Edge Budgeting, from the spectra alone); ``seb-corrected`` (the same
+            from the whole bound: noise, norm of the inputs, measured answer of the logits); ``rmt-2025`` (shares of
+            the predecessor's rule); ``knapsack`` (a candidate per layer, the least measured harm that takes no more
+            than ``pattern`` everywhere). docs/method.md.
+        candidates: patterns that ``knapsack`` may give to a layer, besides leaving it dense.
+        unit: what ``knapsack`` counts: ``macs`` or ``weights``.
+        sensitivity_samples: calibration samples on which layers are pruned one by one for these two budgets.
         skip: globs over layer names that stay dense.
         damping: added to the diagonal of the input moments, relative to its mean.
         positions: at most so many positions of an image enter the moments of a convolution.
@@ -62,6 +69,9 @@ class Recipe:
     solver: str = "admm"
     sequence: str = "asymmetric"
     budget: str = "uniform"
+    candidates: tuple[str, ...] = ("1:4", "2:4", "3:4", "8:16", "12:16")
+    unit: str = "macs"
+    sensitivity_samples: int = 96
     skip: tuple[str, ...] = ()
     damping: float = 0.01
     positions: int = 196
@@ -80,12 +90,17 @@ class Recipe:
                 Pattern(value)
         if not 0 < self.damping < 1:
             raise ValueError(f"recipe: damping = {self.damping} is not between 0 and 1")
-        for name in ("positions", "certify_samples"):
+        for name in ("positions", "certify_samples", "sensitivity_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe: {name} = {getattr(self, name)} is not at least 1")
-        if self.budget == "seb" and isinstance(self.pattern, dict):
-            raise ValueError("recipe: budget = 'seb' chooses the patterns itself and needs one pattern, not a table")
+        if self.budget != "uniform" and isinstance(self.pattern, dict):
+            raise ValueError(
+                f"recipe: budget = {self.budget!r} chooses the patterns itself and needs one pattern, not a table"
+            )
+        for value in self.candidates:
+            Pattern(value)
         object.__setattr__(self, "skip", tuple(self.skip))
+        object.__setattr__(self, "candidates", tuple(self.candidates))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -149,4 +164,4 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that :meth:`from_dict` takes."""
-        return {**dataclasses.asdict(self), "skip": list(self.skip)}
+        return {**dataclasses.asdict(self), "skip": list(self.skip), "candidates": list(self.candidates)}

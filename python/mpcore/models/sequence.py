@@ -96,14 +96,19 @@ class Walk:
             else:
                 self.pruned_path.stage += 1
 
-    def prune(self, name: str) -> Pruned:
-        """Solve one layer; the model is not changed."""
+    def problem(self, name: str) -> tuple[Problem, CrossMoments, bool]:
+        """The layer's problem, the moments behind it, and whether its mean output can be corrected."""
         self.walk_to(name)
         module = layer_of(self.pruned, name)
-        weight = as_matrix(module.weight)
         correctable = module.bias is not None or name in self.stats.norms
         moments = self._moments(name)
-        problem = _problem(weight, moments, self.recipe.damping, centred=correctable)
+        problem = _problem(as_matrix(module.weight), moments, self.recipe.damping, centred=correctable)
+        return problem, moments, correctable
+
+    def prune(self, name: str) -> Pruned:
+        """Solve one layer; the model is not changed."""
+        problem, moments, correctable = self.problem(name)
+        module, weight = layer_of(self.pruned, name), problem.weight
         solution = solve(problem, self.patterns[name], self.recipe)
         compensated = self.recipe.solver != "none"
         shift = None

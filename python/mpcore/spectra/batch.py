@@ -8,14 +8,18 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from mpcore.checkpoint import Weights, open_weights
-from mpcore.records import ConvergenceError, Record
+from mpcore.records import ConvergenceError, Record, to_numpy
 from mpcore.spectra.edgefit import EdgeFit
 from mpcore.spectra.fit import fit_edge
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Outcome = EdgeFit | str
 """A fit, or why there is none."""
@@ -69,8 +73,10 @@ def fit_edges(
 ) -> SpectraReport:
     """Fit the edge of every weight matrix of a mapping, a safetensors checkpoint or a torch module.
 
-    The largest matrices start first, one core each; the result does not depend on ``threads``. Convolutions are seen
-    as (out, in * kh * kw). What cannot be fitted is in ``skipped`` with the reason, and stops nothing.
+    The largest matrices start first, each on one core unless there are more cores than matrices; the result does not
+    depend on ``threads``. At most ``threads`` matrices are read at a time, and half-precision ones are widened to
+    float32, never to float64. Convolutions are seen as (out, in * kh * kw). What cannot be fitted is in ``skipped``
+    with the reason, and stops nothing.
 
     Args:
         source: mapping name -> array; path of a .safetensors file or index; or a module with ``named_modules``, of
@@ -144,6 +150,7 @@ def _in_threads(
     arrays: Mapping[str, Any], names: list[str], options: Mapping[str, Any], threads: int
 ) -> Iterator[tuple[str, Outcome]]:
     """Fits as they are done; at most ``threads`` arrays are in memory. Ctrl-C waits for the fits that have begun."""
+    options = {"threads": max(1, threads // max(1, len(names))), **options}
     with ThreadPoolExecutor(threads) as pool:
         waiting = iter(names)
         running: dict[Future[Outcome], str] = {}
@@ -161,24 +168,34 @@ def _in_threads(
 def _on_ray(
     arrays: Mapping[str, Any], names: list[str], options: Mapping[str, Any], threads: int
 ) -> Iterator[tuple[str, Outcome]]:
-    """The same as ray tasks of one core each; ``threads`` bounds those in flight."""
+    """The same as ray tasks of one core; in flight are ``threads`` or twice the cluster's cores, whichever is more."""
     try:
-        import ray
+        ray: Any = import_module("ray")
     except ImportError:
         raise ImportError("engine='ray' needs ray: pip install mpcore[scale]") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
     task = ray.remote(num_cpus=1)(fit_one)
     waiting = iter(names)
     running: dict[Any, str] = {}
-    limit = max(threads, 2 * int(ray.cluster_resources().get("CPU", 1))) if ray.is_initialized() else threads
+    limit = max(threads, 2 * int(ray.cluster_resources().get("CPU", 1)))
     while True:
         for name in waiting:
-            running[task.remote(name, np.asarray(arrays[name]), dict(options))] = name
+            running[task.remote(name, _portable(arrays[name]), dict(options))] = name
             if len(running) >= limit:
                 break
         if not running:
             return
         for reference in ray.wait(list(running))[0]:
             yield running.pop(reference), ray.get(reference)
+
+
+def _portable(array: Any) -> NDArray[Any]:
+    """What NumPy can hold goes to another process without torch; whatever it cannot is refused there as here."""
+    try:
+        return to_numpy(array, "W", finite=False)
+    except (TypeError, ValueError):
+        return np.asarray(array)
 
 
 def _reporter(progress: bool, total: int) -> AbstractContextManager[Callable[[str], None]]:

@@ -68,7 +68,8 @@ def fit_edge(
 
     Raises:
         TypeError: for element types other than floating point.
-        ValueError: for NaN, infinity, an empty, one-dimensional or all-zero matrix, or an argument out of range.
+        ValueError: for NaN, infinity, an empty, one-dimensional or all-zero matrix, for entries whose variance
+            float64 cannot hold (beyond 1e154, below 1e-162), or for an argument out of range.
 
     Example:
         >>> import numpy as np
@@ -91,6 +92,8 @@ def fit_edge(
     if found is None:
         values = all_values(matrix.kept, bulk=True, threads=threads)
         found = _with_values(matrix, values, model, whiten, rule, ask)
+    if not math.isfinite(found["sigma_sq"]) or (found["sigma_sq"] == 0 and 0 < found["edge"] < 1e-150):
+        raise ValueError(f"W: with an edge of {found['edge']:.1e} its variance is outside float64; scale W")
     participation = _participation(matrix, len(found["spikes"]), seed, threads) if vectors else None
     return EdgeFit(
         **_sizes(matrix, found),
@@ -231,7 +234,7 @@ def _without_sampling_noise(variances: NDArray[np.float64], samples: int) -> NDA
 def _sizes(matrix: _Matrix, found: dict[str, Any]) -> dict[str, Any]:
     """Shapes, Marchenko-Pastur edges in both units, soft rank."""
     gamma = matrix.p / matrix.n
-    sigma = math.sqrt(found["sigma_sq"])
+    sigma = found["sigma"]
     low, high = (math.sqrt(matrix.n) - math.sqrt(matrix.p), math.sqrt(matrix.n) + math.sqrt(matrix.p))
     unit = (1 - math.sqrt(gamma), 1 + math.sqrt(gamma))
     return {

@@ -34,6 +34,7 @@ def draw(fit: EdgeFit, ax: Axes | None, title: str | None) -> Axes:
     _spikes(ax, spikes, limit)
     ax.set_xlim(min(0.0, eigenvalues[-1]), limit)
     ax.set_ylim(0, 1.12 * highest)
+    ax.ticklabel_format(style="sci", scilimits=(-3, 4))
     ax.set_xlabel("eigenvalue of W Wᵀ / n")
     ax.set_ylabel("density")
     ax.set_title(title if title is not None else _title(fit), fontsize=10, loc="left")

@@ -93,6 +93,10 @@ def check_certificate(audit: Audit, manifest: Manifest, file: str, model: str) -
         audit.expect(certificate.model_sha256 == manifest.files.get(model), f"{file} is about another model ({of}...)")
     for layer in certificate.layers:
         audit.expect(0 <= layer.eta_mean <= layer.eta_max * (1 + 1e-9), "eta_mean is above eta_max", layer=layer.name)
+    if certificate.layers and certificate.eta_path:
+        steps, path = math.fsum(v.eta_mean for v in certificate.layers), math.fsum(certificate.eta_path)
+        mean = path / len(certificate.eta_path)
+        audit.expect(steps <= mean * (1 + 1e-9), f"{file}: the layers move logits by {steps}, eta_path says {mean}")
 
 
 def _check_samples(audit: Audit, certificate: Certificate, file: str) -> None:
@@ -107,6 +111,7 @@ def _check_samples(audit: Audit, certificate: Certificate, file: str) -> None:
         counted = int(np.count_nonzero(margin > 2 * change))
         audit.expect(claimed == counted, f"{file}: {name} is {claimed}, the margins give {counted}")
     audit.expect(bool((eta >= 0).all() and (margin >= 0).all()), f"{file}: a margin or change is negative")
+    audit.expect(bool((path >= eta).all()), f"{file}: an eta_path is below its eta")
     audit.expect(
         certificate.stable <= certificate.unchanged <= certificate.samples,
         f"{file}: unchanged is {certificate.unchanged}, stable {certificate.stable} of {certificate.samples}",
@@ -120,6 +125,33 @@ def _check_samples(audit: Audit, certificate: Certificate, file: str) -> None:
         low, high = certificate.accuracy_interval
         holds = low - 1e-9 <= certificate.accuracy_pruned <= high + 1e-9
         audit.expect(holds, f"{file}: accuracy {certificate.accuracy_pruned} is outside [{low}, {high}]")
+    if certificate.label_margin is not None:
+        _check_labels(audit, certificate, np.asarray(certificate.label_margin), margin, eta, file)
+
+
+def _check_labels(
+    audit: Audit,
+    certificate: Certificate,
+    label_margin: np.ndarray[Any, Any],
+    margin: np.ndarray[Any, Any],
+    eta: np.ndarray[Any, Any],
+    file: str,
+) -> None:
+    """Recompute what follows from the margins of the true label, which are those of the top label where it is right."""
+    if label_margin.size != certificate.samples:
+        audit.add(f"{file}: {label_margin.size} of {certificate.samples} in label_margin")
+        return
+    agree = np.where(label_margin > 0, label_margin == margin, -label_margin >= margin)
+    audit.expect(bool(agree.all()), f"{file}: a label_margin does not fit its margin")
+    low = np.count_nonzero(label_margin - 2 * eta > 0) / certificate.samples
+    high = 1 - np.count_nonzero(label_margin + 2 * eta < 0) / certificate.samples
+    claimed = certificate.accuracy_interval
+    same = claimed is not None and _close(claimed[0], low) and _close(claimed[1], high)
+    audit.expect(same, f"{file}: accuracy_interval is {claimed}, the margins give ({low:.6f}, {high:.6f})")
+    if certificate.accuracy_dense is not None:  # a tie may go either way
+        least, most = (label_margin > 0).mean() - 1e-9, (label_margin >= 0).mean() + 1e-9
+        holds = bool(least <= certificate.accuracy_dense <= most)
+        audit.expect(holds, f"{file}: accuracy_dense {certificate.accuracy_dense} is not that of the margins")
 
 
 def check_evaluation(audit: Audit) -> None:

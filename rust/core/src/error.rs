@@ -45,6 +45,16 @@ pub enum Error {
         /// The range it should lie in.
         wanted: &'static str,
     },
+    /// A setting that is no choice.
+    #[error("{name}: {got:?} is not {wanted}")]
+    Setting {
+        /// The argument or environment variable at fault.
+        name: &'static str,
+        /// The word that was given.
+        got: String,
+        /// What it could have been.
+        wanted: String,
+    },
     /// An N:M pattern that is none.
     #[error("pattern {keep}:{group}: N:M needs 1 <= N < M <= 32")]
     Pattern {

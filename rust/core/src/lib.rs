@@ -13,6 +13,6 @@ pub mod permute;
 pub mod random;
 pub mod sparse;
 pub mod threads;
-mod vector;
+pub mod vector;
 
 pub use error::{Error, Result};

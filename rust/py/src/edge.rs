@@ -175,6 +175,7 @@ fn lanczos_edge<'py>(
 
 fn wrap(py: Python<'_>, found: Report) -> PyResult<Bound<'_, PyDict>> {
     let result = PyDict::new(py);
+    result.set_item("sigma", found.sigma)?;
     result.set_item("sigma_sq", found.sigma_sq)?;
     result.set_item("sigma_sq_se", found.sigma_sq_se)?;
     result.set_item("sigma_sq_ci", found.sigma_sq_ci)?;
@@ -211,6 +212,7 @@ fn wrap(py: Python<'_>, found: Report) -> PyResult<Bound<'_, PyDict>> {
 fn wrap_sketch<'py>(py: Python<'py>, found: &Sketch, p: usize) -> PyResult<Bound<'py, PyDict>> {
     let result = PyDict::new(py);
     let none = py.None();
+    result.set_item("sigma", found.sigma_sq.sqrt())?;
     result.set_item("sigma_sq", found.sigma_sq)?;
     result.set_item("sigma_sq_se", found.sigma_sq_se)?;
     result.set_item("sigma_sq_ci", found.sigma_sq_ci)?;

@@ -2,10 +2,12 @@
 
 use mpcore_core::nm::Pattern;
 use mpcore_core::nm::pack;
-use mpcore_core::sparse::linear::{self, Activation, Layer};
+use mpcore_core::sparse::{
+    Activation, Field, Input, Isa, Layer, Order, Output, Team, Weights, remember_process,
+};
 use numpy::{
-    IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
-    PyUntypedArrayMethods,
+    IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArrayDyn,
+    PyReadwriteArrayDyn, PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -13,9 +15,11 @@ use pyo3::prelude::*;
 use crate::error::to_python;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    remember_process();
     module.add_function(wrap_pyfunction!(pack_weights, module)?)?;
     module.add_function(wrap_pyfunction!(unpack_weights, module)?)?;
-    module.add_function(wrap_pyfunction!(nm_linear, module)?)
+    module.add_function(wrap_pyfunction!(instruction_sets, module)?)?;
+    module.add_class::<NmWeights>()
 }
 
 type Packed<'py> = (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray2<u8>>);
@@ -59,45 +63,159 @@ fn unpack_weights<'py>(
     weight.into_pyarray(py).reshape([rows, columns])
 }
 
+/// The instruction sets of this CPU that the sparse kernels know, the widest last.
 #[pyfunction]
-#[pyo3(signature = (values, places, input, pattern, bias, activation, bfloat16, threads))]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the translation of one keyword call"
-)]
-fn nm_linear<'py>(
-    py: Python<'py>,
-    values: PyReadonlyArray2<'py, f32>,
-    places: PyReadonlyArray2<'py, u8>,
-    input: PyReadonlyArray2<'py, f32>,
-    pattern: (usize, usize),
-    bias: Option<PyReadonlyArray1<'py, f32>>,
-    activation: Option<&str>,
-    bfloat16: bool,
-    threads: Option<usize>,
-) -> PyResult<Bound<'py, PyArray2<f32>>> {
-    let (tokens, outputs) = (input.shape()[0], values.shape()[0]);
-    let layer = Layer {
-        values: values.as_slice()?,
-        places: places.as_slice()?,
-        inputs: input.shape()[1],
-        outputs,
-        pattern: Pattern::new(pattern.0, pattern.1).map_err(|error| to_python(&error))?,
-        bias: bias.as_ref().map(|bias| bias.as_slice()).transpose()?,
-        activation: match activation {
-            None => Activation::Identity,
-            Some("relu") => Activation::Relu,
-            Some("gelu") => Activation::Gelu,
-            Some(other) => {
-                let message = format!("activation {other:?}: wanted None, 'gelu' or 'relu'");
-                return Err(PyValueError::new_err(message));
-            }
-        },
-        bfloat16,
-    };
-    let input = input.as_slice()?;
-    let output = py
-        .detach(|| linear::nm_linear(&layer, input, tokens, threads))
-        .map_err(|error| to_python(&error))?;
-    output.into_pyarray(py).reshape([tokens, outputs])
+fn instruction_sets() -> Vec<&'static str> {
+    let here = Isa::ALL.into_iter().filter(|isa| isa.is_available());
+    here.map(Isa::name).collect()
+}
+
+/// Weights in the order in which the kernels of this CPU read them.
+#[pyclass(frozen, module = "mpcore._native")]
+struct NmWeights(Weights);
+
+#[derive(FromPyObject)]
+enum Values<'py> {
+    F32(PyReadonlyArrayDyn<'py, f32>),
+    Bf16(PyReadonlyArrayDyn<'py, u16>),
+}
+
+#[derive(FromPyObject)]
+enum Room<'py> {
+    F32(PyReadwriteArrayDyn<'py, f32>),
+    Bf16(PyReadwriteArrayDyn<'py, u16>),
+}
+
+/// bias, activation, rounding of the inputs to bfloat16, threads, use of the OpenMP runtime
+type Rest<'py> = (
+    Option<PyReadonlyArray1<'py, f32>>,
+    Option<String>,
+    bool,
+    Option<usize>,
+    bool,
+);
+
+/// images, channels; height, width; kernel, stride, padding, dilation
+type Geometry = (
+    (usize, usize),
+    (usize, usize),
+    (usize, usize),
+    (usize, usize),
+    (usize, usize),
+    (usize, usize),
+);
+
+#[pymethods]
+impl NmWeights {
+    #[new]
+    fn new(
+        values: PyReadonlyArray2<'_, f32>,
+        places: PyReadonlyArray2<'_, u8>,
+        columns: usize,
+        keep: usize,
+        group: usize,
+    ) -> PyResult<Self> {
+        let shape = (values.shape()[0], columns);
+        Pattern::new(keep, group)
+            .and_then(|pattern| Ok((pattern, Isa::from_environment()?)))
+            .map_err(|error| to_python(&error))
+            .and_then(|(pattern, isa)| {
+                Weights::new(values.as_slice()?, places.as_slice()?, shape, pattern, isa)
+                    .map_err(|error| to_python(&error))
+            })
+            .map(Self)
+    }
+
+    /// input: contiguous, (tokens, columns) if `last`, else (columns, tokens); output likewise, overwritten.
+    fn linear(
+        &self,
+        py: Python<'_>,
+        input: Values<'_>,
+        output: Room<'_>,
+        last: bool,
+        rest: Rest<'_>,
+    ) -> PyResult<()> {
+        let columns = self.0.shape().1;
+        let size = match &input {
+            Values::F32(values) => values.len(),
+            Values::Bf16(values) => values.len(),
+        };
+        let tokens = size.checked_div(columns).unwrap_or(0);
+        let field = Field::tokens(tokens, columns, order(last), Order::ChannelsLast);
+        self.run(py, input, output, &field, rest)
+    }
+
+    /// input: contiguous, (images, height, width, channels) if `last`, else (images, channels, height, width); output
+    /// likewise, overwritten.
+    fn conv2d(
+        &self,
+        py: Python<'_>,
+        input: Values<'_>,
+        output: Room<'_>,
+        last: bool,
+        geometry: Geometry,
+        rest: Rest<'_>,
+    ) -> PyResult<()> {
+        let ((images, channels), size, kernel, stride, padding, dilation) = geometry;
+        let field = Field {
+            images,
+            channels,
+            size,
+            kernel,
+            stride,
+            padding,
+            dilation,
+            input: order(last),
+            output: order(last),
+        };
+        self.run(py, input, output, &field, rest)
+    }
+}
+
+fn order(last: bool) -> Order {
+    if last {
+        Order::ChannelsLast
+    } else {
+        Order::ChannelsFirst
+    }
+}
+
+impl NmWeights {
+    fn run(
+        &self,
+        py: Python<'_>,
+        input: Values<'_>,
+        mut output: Room<'_>,
+        field: &Field,
+        (bias, activation, bfloat16, threads, openmp): Rest<'_>,
+    ) -> PyResult<()> {
+        let layer = Layer {
+            weights: &self.0,
+            bias: bias.as_ref().map(|bias| bias.as_slice()).transpose()?,
+            activation: to_activation(activation.as_deref())?,
+            bfloat16,
+        };
+        let input = match &input {
+            Values::F32(values) => Input::F32(values.as_slice()?),
+            Values::Bf16(values) => Input::Bf16(values.as_slice()?),
+        };
+        let output = match &mut output {
+            Room::F32(values) => Output::F32(values.as_slice_mut()?),
+            Room::Bf16(values) => Output::Bf16(values.as_slice_mut()?),
+        };
+        py.detach(|| layer.conv2d(input, field, output, Team { threads, openmp }))
+            .map_err(|error| to_python(&error))
+    }
+}
+
+fn to_activation(name: Option<&str>) -> PyResult<Activation> {
+    match name {
+        None => Ok(Activation::Identity),
+        Some("relu") => Ok(Activation::Relu),
+        Some("gelu") => Ok(Activation::Gelu),
+        Some(other) => {
+            let message = format!("activation {other:?}: wanted None, 'gelu' or 'relu'");
+            Err(PyValueError::new_err(message))
+        }
+    }
 }

@@ -32,7 +32,8 @@ pub fn lstsq(layer: &Layer, mask: &[bool], steps: usize, workers: &Workers) -> R
     Ok(metric.leave(&fitted, mask, goal.peak()))
 }
 
-fn check_definite(metric: &Metric) -> Result<()> {
+/// [`Error::Indefinite`](crate::Error::Indefinite) unless the damped moments have a Cholesky factor.
+pub(super) fn check_definite(metric: &Metric) -> Result<()> {
     let mut factor = metric.unit.clone();
     cholesky(&mut factor, metric.columns)
         .map_err(|pivot| indefinite(format!("the Cholesky factor breaks down at pivot {pivot}")))

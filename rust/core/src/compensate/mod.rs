@@ -25,6 +25,7 @@ mod cg;
 mod error;
 mod metric;
 mod sparsegpt;
+mod swap;
 #[cfg(test)]
 mod tests;
 mod workers;

@@ -112,6 +112,28 @@ pub fn cholesky<T: Real>(a: &mut [T], n: usize) -> std::result::Result<(), usize
     Ok(())
 }
 
+/// Replace a symmetric positive definite (n x n) matrix by its inverse.
+///
+/// # Errors
+/// As [`cholesky`]; `a` is then of no use.
+pub fn invert_definite<T: Real>(a: &mut [T], n: usize) -> std::result::Result<(), usize> {
+    cholesky(a, n)?;
+    let factor = a.to_vec();
+    let mut memory = MemBuffer::new(llt::inverse::inverse_scratch::<T>(n, Par::Seq));
+    llt::inverse::inverse(
+        MatMut::from_row_major_slice_mut(a, n, n),
+        MatRef::from_row_major_slice(&factor, n, n),
+        Par::Seq,
+        MemStack::new(&mut memory),
+    );
+    for i in 0..n {
+        for j in 0..i {
+            a[j * n + i] = a[i * n + j];
+        }
+    }
+    Ok(())
+}
+
 /// Inverse of a lower triangular (n x n) matrix; zeros above the diagonal.
 #[must_use]
 pub fn invert_lower<T: Real>(l: &[T], n: usize) -> Vec<T> {
@@ -306,8 +328,27 @@ mod factor_tests {
     }
 
     #[test]
-    fn an_indefinite_matrix_has_no_factor() {
+    fn the_inverse_of_a_definite_matrix_is_symmetric_and_undoes_it() {
+        for n in [1, 2, 7, 64, 65, 130] {
+            let root = matrix(n, n);
+            let mut a = product(&root, &transposed(&root, n), (n, n, n));
+            (0..n).for_each(|j| a[j * (n + 1)] += 1.0);
+            let mut inverse = a.clone();
+            invert_definite(&mut inverse, n).unwrap();
+            assert_eq!(inverse, transposed(&inverse, n));
+            let mut unit = product(&a, &inverse, (n, n, n));
+            (0..n).for_each(|j| unit[j * (n + 1)] -= 1.0);
+            assert!(
+                largest_difference(&unit, &vec![0.0; n * n]) < 1e-11 * n as f64,
+                "n = {n}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_indefinite_matrix_has_neither_factor_nor_inverse() {
         assert_eq!(cholesky(&mut [1.0, 2.0, 2.0, 1.0], 2), Err(1));
+        assert_eq!(invert_definite(&mut [1.0, 2.0, 2.0, 1.0], 2), Err(1));
     }
 
     #[test]

@@ -256,6 +256,23 @@ pub fn energy_variance(spectrum: &Spectrum, fit: &Fit) -> f64 {
     current.sigma_sq
 }
 
+/// Derivative of `sigma_sq` (1 - sum of `sigma_sq` / `theta_i`^2) in `sigma_sq` at `fit`: 1 without spikes, less with many,
+/// and so much wider is the error of the variance than that of the bulk's mean square.
+#[must_use]
+pub fn energy_slope(spectrum: &Spectrum, fit: &Fit) -> f64 {
+    const STEP: f64 = 1e-4;
+    let energy = |factor: f64| {
+        let near = Fit {
+            sigma_sq: factor * fit.sigma_sq,
+            ..*fit
+        };
+        let strengths = spectrum.strengths(&near);
+        let taken: f64 = strengths.iter().map(|t| near.sigma_sq / t).sum();
+        factor * (1.0 - taken)
+    };
+    (energy(1.0 + STEP) - energy(1.0 - STEP)) / (2.0 * STEP)
+}
+
 /// BEMA for noise of one variance: least squares through the origin of the values on the quantiles of ranks
 /// trim p <= k <= (1 - trim) p; threshold `sigma_sq` (centre + t n^(-2/3) gamma^(-1/6) (1 + sqrt(gamma))^(4/3)) with the
 /// Tracy-Widom quantile t of level 1 - level. Returns the fit and the threshold (squared singular value).

@@ -7,6 +7,7 @@ pub mod free;
 pub mod gof;
 pub mod lanczos;
 pub mod law;
+mod parametric;
 pub mod ranks;
 pub mod report;
 pub mod spike;

@@ -25,7 +25,9 @@ pub struct Spike {
 /// Edges and spikes of one matrix; edges in singular-value units.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// Variance of an entry of the noise.
+    /// Standard deviation of an entry of the noise.
+    pub sigma: f64,
+    /// Its square, which keeps fewer digits where it is below 1e-300.
     pub sigma_sq: f64,
     /// Its standard error.
     pub sigma_sq_se: f64,
@@ -98,6 +100,7 @@ impl Report {
             two(value);
         }
         for value in [
+            &mut self.sigma,
             &mut self.deflated,
             &mut self.tracy_widom,
             &mut self.free,
@@ -127,6 +130,7 @@ pub(crate) fn without_noise(spectrum: &Spectrum, floor: f64, eps: f64) -> Report
         long: 1.0,
     });
     Report {
+        sigma: 0.0,
         sigma_sq: 0.0,
         sigma_sq_se: 0.0,
         sigma_sq_ci: (0.0, 0.0),

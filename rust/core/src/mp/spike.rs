@@ -103,7 +103,8 @@ pub struct Signal {
     pub long: f64,
 }
 
-/// Signal behind `square`, for noise known only by its squared singular values `bulk` in a matrix of (p x n).
+/// Signal behind `square`, for noise known only by its squared singular values `bulk` in a matrix of (p x n); an empty
+/// bulk hides nothing.
 ///
 /// The D-transform is summed over the values (`OptShrink`): `theta_sq` = 1/D(z), z^2 = `square`.
 ///
@@ -111,6 +112,13 @@ pub struct Signal {
 /// R. R. Nadakuditi, "`OptShrink`: an algorithm for improved low-rank signal matrix denoising", IEEE Trans. Inf. Theory, 2014.
 #[must_use]
 pub fn from_bulk(square: f64, bulk: &[f64], p: f64, n: f64) -> Signal {
+    if bulk.is_empty() {
+        return Signal {
+            theta_sq: square,
+            short: 1.0,
+            long: 1.0,
+        };
+    }
     let z = square.sqrt();
     let (mut first, mut second) = (0.0, 0.0);
     for value in bulk {

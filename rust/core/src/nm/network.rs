@@ -29,6 +29,11 @@ impl Network {
         Self { exchanges }
     }
 
+    /// The steps: (line of the larger, line of the smaller).
+    pub(crate) fn exchanges(&self) -> &[(usize, usize)] {
+        &self.exchanges
+    }
+
     /// Run the steps on `lines` lines of `width` entries each, column by column.
     #[expect(
         clippy::inline_always,

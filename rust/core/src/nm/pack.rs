@@ -102,7 +102,7 @@ pub(crate) fn check_places(places: &[u8], values: usize, pattern: Pattern) -> Re
     }
 }
 
-fn check_size(name: &'static str, got: usize, wanted: usize) -> Result<()> {
+pub(crate) fn check_size(name: &'static str, got: usize, wanted: usize) -> Result<()> {
     if got == wanted {
         return Ok(());
     }

@@ -3,9 +3,10 @@
 use num_traits::Float;
 use rayon::prelude::*;
 
-use super::deal::{collect, deal, factors};
+use super::compare::compare;
+use super::deal::{deal, factors};
 use super::network::Network;
-use super::{Fibers, Pattern};
+use super::{Fibers, Pattern, octets, quads};
 use crate::vector::{Kernel, widest};
 use crate::{Error, Result};
 
@@ -15,9 +16,28 @@ const TILE: usize = 2048;
 /// Entries one task looks at; about a quarter of an L2 cache.
 const TASK: usize = 1 << 15;
 
+/// N:M, and the network that puts the N-th largest of M in its place.
+#[doc(hidden)]
+pub struct Rule(pub(super) Pattern, pub(super) Network);
+
 /// A score: f32 or f64.
-pub trait Score: Float + Default + Send + Sync + Into<f64> + 'static {}
-impl Score for f32 {}
+pub trait Score: Float + Default + Send + Sync + Into<f64> + 'static {
+    /// The mask of consecutive groups, and whether all scores are finite, where a version in registers is at hand.
+    #[doc(hidden)]
+    #[must_use]
+    fn in_registers(_: &[Self], _: &mut [bool], _: &Rule) -> Option<bool> {
+        None
+    }
+}
+impl Score for f32 {
+    fn in_registers(score: &[Self], mask: &mut [bool], rule: &Rule) -> Option<bool> {
+        match rule.0.group() {
+            4 => quads::top_of_four(score, mask, rule.0.keep()),
+            group if group.is_multiple_of(8) => octets::top_of_octets(score, mask, rule),
+            _ => None,
+        }
+    }
+}
 impl Score for f64 {}
 
 /// Keep the `keep` largest scores of every run of `group` entries along the length of `fibers`; true = kept.
@@ -46,19 +66,22 @@ pub fn nm_mask<T: Score>(score: &[T], fibers: Fibers, pattern: Pattern) -> Resul
     }
     let slab = unit * (TASK / unit).max(1);
     let network = Network::new(pattern.group(), &[pattern.keep() - 1]);
-    let finite = score
-        .par_chunks(slab)
-        .zip(mask.par_chunks_mut(slab))
-        .map(|(score, mask)| {
+    let rule = Rule(pattern, network);
+    let one = |(score, mask): (&[T], &mut [bool])| {
+        let consecutive = fibers.inner == 1;
+        let special = consecutive.then(|| T::in_registers(score, mask, &rule));
+        special.flatten().unwrap_or_else(|| {
             widest(TopN {
                 score,
                 mask,
                 inner: fibers.inner,
                 pattern,
-                network: &network,
+                network: &rule.1,
             })
         })
-        .reduce(|| true, |a, b| a && b);
+    };
+    let slabs = score.par_chunks(slab).zip(mask.par_chunks_mut(slab));
+    let finite = slabs.map(one).reduce(|| true, |a, b| a && b);
     if finite {
         Ok(mask)
     } else {
@@ -122,9 +145,6 @@ impl<T: Score> TopN<'_, T> {
         let (factors, used) = (factors(group), group * width);
         let (mut one, mut two) = ([T::zero(); TILE], [T::zero(); TILE]);
         let (mut lines, mut spare) = (&mut one[..used], &mut two[..used]);
-        let (mut three, mut four) = ([false; TILE], [false; TILE]);
-        let (mut kept, mut other) = (&mut three[..used], &mut four[..used]);
-        let mut counts = [0; TILE / 2];
         for (score, mask) in self.score.chunks(used).zip(self.mask.chunks_mut(used)) {
             if score.len() == used {
                 deal(score, lines, factors[0]);
@@ -136,22 +156,9 @@ impl<T: Score> TopN<'_, T> {
                 deal(lines, spare, factor);
                 std::mem::swap(&mut lines, &mut spare);
             }
-            rank(
-                lines,
-                kept,
-                (self.network, self.pattern.keep()),
-                (spare, &mut counts[..width]),
-            );
-            for &factor in factors[1..].iter().rev() {
-                collect(kept, other, factor);
-                std::mem::swap(&mut kept, &mut other);
-            }
-            if mask.len() == used {
-                collect(kept, mask, factors[0]);
-            } else {
-                collect(kept, other, factors[0]);
-                mask.copy_from_slice(&other[..mask.len()]);
-            }
+            self.network.apply(lines, width);
+            let last = &lines[(self.pattern.keep() - 1) * width..][..width];
+            compare(score, last, mask, self.pattern);
         }
     }
 
@@ -316,6 +323,52 @@ mod tests {
         score[13] = f32::INFINITY;
         let error = nm_mask(&score, fibers, Pattern::new(2, 4).unwrap()).unwrap_err();
         assert!(error.to_string().starts_with("score: entry (1, 5) is inf"));
+    }
+
+    /// Scores with many ties, both zeros among them.
+    fn tied(count: usize) -> Vec<f32> {
+        let value = |i: usize| ((i * i * 7919 + i * 31) >> 3) % 23;
+        (0..count)
+            .map(|i| (value(i) as f32 - 11.0) * -0.5)
+            .collect()
+    }
+
+    fn portable(score: &[f32], mask: &mut [bool], rule: &Rule) -> bool {
+        let (pattern, network) = (rule.0, &rule.1);
+        TopN {
+            score,
+            mask,
+            inner: 1,
+            pattern,
+            network,
+        }
+        .run()
+    }
+
+    #[test]
+    fn versions_in_registers_give_the_mask_of_the_portable_one_and_see_what_is_not_finite() {
+        for group in [4, 8, 16, 24, 32] {
+            for keep in 1..group {
+                let pattern = Pattern::new(keep, group).unwrap();
+                let rule = Rule(pattern, Network::new(group, &[keep - 1]));
+                for groups in [1, 7, 8, 21] {
+                    let mut score = tied(groups * group);
+                    let (mut wanted, mut found) =
+                        (vec![false; score.len()], vec![false; score.len()]);
+                    assert!(portable(&score, &mut wanted, &rule));
+                    let Some(finite) = f32::in_registers(&score, &mut found, &rule) else {
+                        return; // this CPU, or the level asked for, has no such version
+                    };
+                    assert!(finite && found == wanted, "{keep}:{group}, {groups}");
+                    for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                        let place = groups * group - 1 - keep;
+                        score[place] = bad;
+                        assert_eq!(f32::in_registers(&score, &mut found, &rule), Some(false));
+                        assert!(!portable(&score, &mut wanted, &rule));
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -10,6 +10,9 @@ use crate::vector::widest;
 /// Element-wise steps that are worth a task of their own.
 const TASK: usize = 1 << 17;
 
+/// Columns of one task, at least: every task reads all thresholds once.
+const TASK_COLUMNS: usize = 16;
+
 /// The scores and the pattern; fixed during a search.
 pub(crate) struct Problem {
     /// The scores by columns.
@@ -147,7 +150,9 @@ fn gains(problem: &Problem, block: &[Group], taken: &[u32]) -> Vec<f32> {
     let columns: Vec<&[f32]> = taken.iter().map(|&c| problem.columns.column(c)).collect();
     let theta: Vec<&[f32]> = block.iter().map(|group| &group.theta[..]).collect();
     let mut gain = vec![0.0f32; n * n];
-    let lines = (TASK * 4 / (n * stride)).next_multiple_of(4).max(4);
+    let lines = (TASK * 4 / (n * stride))
+        .next_multiple_of(4)
+        .max(TASK_COLUMNS);
     gain.par_chunks_mut(lines * n)
         .zip(columns.par_chunks(lines))
         .for_each(|(gain, columns)| {

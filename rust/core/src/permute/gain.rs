@@ -13,8 +13,11 @@ use super::tile::{self, LANES, Lanes, TILE};
 use crate::nm::{network::Network, pattern::MAX_GROUP, select::Score};
 use crate::vector::Kernel;
 
-/// Rows of one pass of the gain kernel: 256 thresholds of this length fit an L2 cache of 1 MB.
+/// Rows of one pass of the gain kernel: four columns of this length fit half of an L1 cache of 32 kB.
 const ROWS: usize = 1024;
+
+/// Thresholds of one pass: as many of that length are half of an L2 cache of 512 kB, and all columns meet them there.
+const THRESHOLDS: usize = 64;
 
 /// Rows of a group that are sorted at once.
 const STRIP: usize = 128;
@@ -167,13 +170,15 @@ pub(crate) fn sums_of_max(columns: &[&[f32]], theta: &[&[f32]], gain: &mut [f32]
     gain.fill(0.0);
     for block in (0..blocks).step_by(ROWS / LANES) {
         let part = block..blocks.min(block + ROWS / LANES);
-        for i in (0..columns.len()).step_by(TILE) {
-            let x = pick(columns, i, part.clone());
-            for j in (0..n).step_by(TILE) {
-                let sums = kernel(&x, &pick(theta, j, part.clone()));
-                for (di, line) in sums.iter().enumerate().take(columns.len() - i) {
-                    for (dj, lanes) in line.iter().enumerate().take(n - j) {
-                        gain[(i + di) * n + j + dj] += folded(*lanes);
+        for first in (0..n).step_by(THRESHOLDS) {
+            for i in (0..columns.len()).step_by(TILE) {
+                let x = pick(columns, i, part.clone());
+                for j in (first..n.min(first + THRESHOLDS)).step_by(TILE) {
+                    let sums = kernel(&x, &pick(theta, j, part.clone()));
+                    for (di, line) in sums.iter().enumerate().take(columns.len() - i) {
+                        for (dj, lanes) in line.iter().enumerate().take(n - j) {
+                            gain[(i + di) * n + j + dj] += folded(*lanes);
+                        }
                     }
                 }
             }

@@ -1,3 +1,24 @@
-//! Products with N:M-sparse weights.
+//! Products with N:M-sparse weights: linear layers and convolutions on CPUs.
 
-pub mod linear;
+mod activation;
+mod field;
+mod grid;
+mod isa;
+mod lanes;
+mod layer;
+mod output;
+mod panel;
+mod simd;
+mod team;
+mod weights;
+
+pub use activation::Activation;
+pub use field::{Field, Input, Order};
+pub use isa::{Isa, VARIABLE};
+pub use layer::Layer;
+pub use output::Output;
+pub use team::{Team, remember_process};
+pub use weights::Weights;
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-"""What pruning cannot have changed: measured-logit certificates, and bounds that need only arrays.
+"""What pruning cannot have changed, from the measured logits of two models.
 
 The certificate compares the logits of two models on a finite sample set T. With eta_s the largest change of any logit
 of sample s and Delta_s its margin (top logit minus runner-up of the dense model), the predicted label of s cannot have
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcore import _native
+from mpcore.certify.bounds import accuracy_interval, ce_bound, margin_stable
 from mpcore.records import Certificate, LayerCertificate, to_numpy
 
 Vector = npt.NDArray[np.float64]
@@ -93,20 +94,19 @@ def _with_labels(
 ) -> dict[str, Any]:
     """The fields of a certificate that need the true labels."""
     if truth is None:
-        return dict.fromkeys(("ce_change", "accuracy_dense", "accuracy_pruned", "accuracy_interval"))
+        return dict.fromkeys(("ce_change", "accuracy_dense", "accuracy_pruned", "accuracy_interval", "label_margin"))
     change = _cross_entropy(pruned, truth) - _cross_entropy(dense, truth)
     slack = 1e-12 * (1 + float(np.abs(dense).max()) + float(np.abs(pruned).max()))
     _hold(abs(change) <= ce_bound(eta) + slack, "the cross entropy moved by more than its bound")
     lead = _native.label_margins(dense, truth)
-    surely_right, surely_wrong = lead > 2 * eta, lead < -2 * eta
-    accuracy = float((final == truth).mean())
-    interval = (float(surely_right.mean()), float((~surely_wrong).mean()))
+    accuracy, interval = float((final == truth).mean()), accuracy_interval(lead, eta)
     _hold(interval[0] <= accuracy <= interval[1], "the accuracy left its certified interval")
     return {
         "ce_change": change,
         "accuracy_dense": float((predicted == truth).mean()),
         "accuracy_pruned": accuracy,
         "accuracy_interval": interval,
+        "label_margin": tuple(lead.tolist()),
     }
 
 
@@ -135,92 +135,6 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     spread = math.sqrt(share * (1 - share) * square + square**2 / 4)
     low, high = (centre - spread) / (1 + square), (centre + spread) / (1 + square)
     return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
-
-
-def margin_stable(margin: Any, eta: Any) -> npt.NDArray[np.bool_]:
-    """Samples whose label cannot have changed: margin > 2 eta, strictly.
-
-    Args:
-        margin: (samples,) top logit minus runner-up before the change.
-        eta: (samples,) largest change of any logit.
-
-    Example:
-        >>> margin_stable(np.array([1.0, 1.0]), np.array([0.4, 0.5])).tolist()
-        [True, False]
-    """
-    stable: npt.NDArray[np.bool_] = np.asarray(margin) > 2 * np.asarray(eta)
-    return stable
-
-
-def ce_bound(eta: Any) -> float:
-    """Bound of the change of the mean cross entropy, 2 mean(eta): its slope in the max norm of the logits is 2.
-
-    Args:
-        eta: (samples,) largest change of any logit, summed over the steps of a path.
-    """
-    return 2 * float(np.mean(eta))
-
-
-def data_path_budget(removed: Any, inputs: Any, lipschitz: Any) -> float:
-    """B_T(R) = (2 / |T|) sum_s L_s max_i |(R v_s)_i|, the loss that removing R can cost on T.
-
-    Args:
-        removed: (rows, columns) R, zero where weights stay.
-        inputs: (samples, columns) v_s, or (samples, tokens, columns): then the maximum runs over tokens too.
-        lipschitz: L_s, a number or (samples,): bounds max-norm output change per max-norm change of the layer's output
-            on the segment from the dense to the pruned weights.
-
-    Example:
-        >>> data_path_budget(np.array([[0.0, 2.0]]), np.array([[1.0, 3.0], [1.0, 0.0]]), 0.5)
-        3.0
-    """
-    R = to_numpy(removed, "removed", ndim=2).astype(np.float64)
-    V = to_numpy(inputs, "inputs").astype(np.float64)
-    if V.ndim not in (2, 3) or V.shape[-1] != R.shape[1]:
-        raise ValueError(f"inputs: shape {V.shape} does not end in the {R.shape[1]} columns of removed")
-    reach = np.abs(V @ R.T).reshape(len(V), -1).max(axis=1)
-    return 2 * float(np.mean(np.broadcast_to(np.asarray(lipschitz, np.float64), reach.shape) * reach))
-
-
-def elastic_net_margin(removed: Any, budget: float, *, lambda2: float, lambda1: float = 0.0) -> float:
-    """lambda2 |R|_F^2 + lambda1 |R|_1 - B_T(R): removing R lowers CE + lambda2 |W|_F^2 + lambda1 |W|_1 if positive.
-
-    ``removed`` is R, its support disjoint from the weights that stay; after a restoration, what is finally removed.
-    """
-    square, absolute = _norms(removed)
-    return lambda2 * square + lambda1 * absolute - budget
-
-
-def frobenius_margin(kept: Any, removed: Any, budget: float, *, lambda2: float) -> float:
-    """lambda2 (|R|_F^2 - 2 |<S, R>|) - B_T(R), for any split W = S + R: CE + lambda2 |W|_F^2 falls if positive."""
-    S, R = to_numpy(kept, "kept").astype(np.float64), to_numpy(removed, "removed").astype(np.float64)
-    return lambda2 * float((R * R).sum() - 2 * abs((S * R).sum())) - budget
-
-
-def smallest_lambda2(removed: Any, budget: float, *, lambda1: float = 0.0) -> float:
-    """The lambda2 above which :func:`elastic_net_margin` is positive; inf for a positive budget of removing nothing."""
-    square, absolute = _norms(removed)
-    missing = budget - lambda1 * absolute
-    if missing <= 0:
-        return 0.0
-    return missing / square if square > 0 else math.inf
-
-
-def restoration_gain(
-    restored: Any, budget_before: float, budget_after: float, *, lambda2: float, lambda1: float = 0.0
-) -> float:
-    """B_T(Q + P) - B_T(P) - lambda2 |Q|_F^2 - lambda1 |Q|_1: restoring Q tightens the bound if positive.
-
-    ``budget_before`` is B_T(Q + P) and ``budget_after`` is B_T(P); the budget is not monotone in the support, so that
-    a restoration can also loosen it.
-    """
-    square, absolute = _norms(restored)
-    return budget_before - budget_after - lambda2 * square - lambda1 * absolute
-
-
-def _norms(removed: Any) -> tuple[float, float]:
-    R = to_numpy(removed, "removed").astype(np.float64)
-    return float((R * R).sum()), float(np.abs(R).sum())
 
 
 def _logits(value: Any, name: str) -> Vector:

@@ -1,0 +1,121 @@
+"""Bounds that hold with probability 1 - delta where the removed part R is random noise.
+
+They assume that R is independent of the inputs v_s and of the constants L_s. Weights that were learned from the data
+are not, nor are the small entries that a magnitude mask picks out of them; these functions are for theory experiments,
+for noise that was added on purpose, and for comparing layers. What holds for a trained network is
+:func:`mpcore.certify.certify`.
+
+References:
+    Berlyand, Bourdais, Owhadi, Shmalo, "Pruning deep neural networks via the Marchenko-Pastur distribution", 2026.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpcore.records import to_numpy
+
+Vector = npt.NDArray[np.float64]
+
+
+def gaussian_effect(g: float, rows: int, input_norms: Any, lipschitz: Any, *, delta: float = 0.05) -> Vector:
+    """eta_s = L_s |v_s|_2 sqrt(2 g log(2 n |T| / delta) / n), n = rows, for R_ij ~ N(0, g / n) independent: (samples,).
+
+    With probability 1 - delta no logit of any sample moves by more when R is removed; 2 mean(eta) bounds the change of
+    the cross entropy, and the labels of :func:`mpcore.certify.margin_stable` stay. For several layers give each a
+    delta_j with sum delta_j <= delta.
+
+    Args:
+        g: n times the variance of an entry, >= 0.
+        rows: n >= 1, outputs of the layer.
+        input_norms: |v_s|_2, (samples,).
+        lipschitz: L_s, a number or (samples,), independent of R.
+        delta: probability that the bound fails, in (0, 1).
+
+    Example:
+        >>> gaussian_effect(1.0, 100, np.array([1.0, 2.0]), 1.0, delta=0.1).round(4)
+        array([0.4073, 0.8146])
+    """
+    return sub_gaussian_effect(g, rows, input_norms, lipschitz, constant=0.5, delta=delta)
+
+
+def sub_gaussian_effect(
+    g: float, rows: int, input_norms: Any, lipschitz: Any, *, constant: float, delta: float = 0.05
+) -> Vector:
+    """:func:`gaussian_effect` for rows r_i of R with P(|<r_i, v>| > t) <= 2 exp(-c n t^2 / (g |v|_2^2)) for every v.
+
+    L_s |v_s|_2 sqrt(g log(2 n |T| / delta) / (c n)); ``constant`` is c > 0, 1/2 for normal and for bounded symmetric
+    +-sqrt(g / n) entries.
+    """
+    norms = to_numpy(input_norms, "input_norms", ndim=1).astype(np.float64)
+    _check(g, rows, delta)
+    if not constant > 0:
+        raise ValueError(f"constant: {constant} is not positive")
+    width = math.sqrt(g * math.log(2 * rows * len(norms) / delta) / (constant * rows))
+    return np.asarray(lipschitz, np.float64) * norms * width
+
+
+def mp_edge_effect(
+    sigma_plus: float, shape: tuple[int, int], input_norms: Any, lipschitz: Any, *, delta: float = 0.05
+) -> Vector:
+    """:func:`gaussian_effect` in terms of the Marchenko-Pastur edge of R, sigma_plus = sqrt(g) (1 + sqrt(m / n)).
+
+    Args:
+        sigma_plus: edge of the singular values of R, :func:`mpcore.fit_edge`.
+        shape: (n, m) = (rows, columns) of R.
+        input_norms: |v_s|_2, (samples,).
+        lipschitz: L_s, a number or (samples,).
+        delta: probability that the bound fails, in (0, 1).
+
+    Example:
+        >>> mp_edge_effect(2.0, (100, 100), np.array([1.0, 2.0]), 1.0, delta=0.1).round(4)
+        array([0.4073, 0.8146])
+    """
+    rows, columns = shape
+    if rows < 1 or columns < 1:
+        raise ValueError(f"shape: {shape}, wanted two numbers >= 1")
+    g = (sigma_plus / (1 + math.sqrt(columns / rows))) ** 2
+    return gaussian_effect(g, rows, input_norms, lipschitz, delta=delta)
+
+
+def support_threshold(g: float, shape: tuple[int, int], *, delta: float = 0.05) -> float:
+    """Bound sqrt(2 g log(2 N M / delta) / N) of all entries of noise N(0, g / N), with probability 1 - delta.
+
+    ``shape`` is (N, M), N the rows that set the scale of the noise.
+    """
+    rows, columns = shape
+    _check(g, rows, delta)
+    return math.sqrt(2 * g * math.log(2 * rows * columns / delta) / rows)
+
+
+def recover_support(weight: Any, g: float, *, delta: float = 0.05) -> npt.NDArray[np.bool_]:
+    """Entries of W = S + R above :func:`support_threshold` t, for R_ij ~ N(0, g / N) independent and S fixed.
+
+    With probability 1 - delta it holds every |S_ij| > 2 t and nothing outside the support of S: the support itself
+    where no entry of S is in (0, 2 t].
+
+    Args:
+        weight: W, (N, M).
+        g: N times the variance of the noise, >= 0.
+        delta: probability of failure, in (0, 1).
+
+    Example:
+        >>> recover_support(np.array([[0.1, 5.0], [-4.0, 0.0]]), 0.02).tolist()
+        [[False, True], [True, False]]
+    """
+    W = to_numpy(weight, "weight", ndim=2)
+    found: npt.NDArray[np.bool_] = np.abs(W) > support_threshold(g, W.shape, delta=delta)
+    return found
+
+
+def _check(g: float, rows: int, delta: float) -> None:
+    if not (math.isfinite(g) and g >= 0):
+        raise ValueError(f"g: {g} is not a finite number >= 0")
+    if rows < 1:
+        raise ValueError(f"rows: {rows} is not at least 1")
+    if not 0 < delta < 1:
+        raise ValueError(f"delta: {delta} is not between 0 and 1")

@@ -1,0 +1,136 @@
+"""Sparse layers as registered torch operators, so that ``torch.compile`` and ``torch.export`` see them whole.
+
+``torch.ops.mpcore.nm_linear`` and ``torch.ops.mpcore.nm_conv2d`` take the packed weights as two tensors, values and
+places (:class:`mpcore.Packed`). What the kernels make of them is kept for as long as the tensor of values lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from mpcore.pattern import Pattern
+from mpcore.sparse import Packed, raw, team
+
+_LIBRARY: Any = torch.library.Library("mpcore", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(
+    "nm_linear(Tensor x, Tensor values, Tensor places, Tensor? bias, int columns, int keep, int group, "
+    "str? activation=None) -> Tensor"
+)
+_LIBRARY.define(
+    "nm_conv2d(Tensor x, Tensor values, Tensor places, Tensor? bias, int columns, int keep, int group, "
+    "SymInt[2] kernel, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation) -> Tensor"
+)
+_PACKED: Any = WeakTensorKeyDictionary()
+
+
+def packed_tensors(packed: Packed) -> tuple[Tensor, Tensor]:
+    """Values (float32 or bfloat16) and places (uint8) of packed weights, for the operators."""
+    values = torch.from_numpy(packed.values)
+    return values.view(torch.bfloat16) if packed.dtype == "bfloat16" else values, torch.from_numpy(packed.places)
+
+
+def _packed(values: Tensor, places: Tensor, columns: int, keep: int, group: int) -> Packed:
+    """The weights with their kernel; made anew where the values were changed in place."""
+    version = 0 if values.is_inference() else values._version
+    known: tuple[int, Packed] | None = _PACKED.get(values)
+    if known is None or known[0] != version:
+        arrays = raw(values.contiguous(), "values"), raw(places.contiguous(), "places")
+        known = version, Packed(*arrays, columns, Pattern((keep, group)))
+        _PACKED[values] = known
+    return known[1]
+
+
+def _linear(
+    x: Tensor,
+    values: Tensor,
+    places: Tensor,
+    bias: Tensor | None,
+    columns: int,
+    keep: int,
+    group: int,
+    activation: str | None = None,
+) -> Tensor:
+    """(..., columns) -> (..., rows), in the dtype of x."""
+    _check_input(x, x.shape[-1], columns, values)
+    packed, x = _packed(values, places, columns, keep, group), x.contiguous()
+    out = x.new_empty((*x.shape[:-1], len(values)))
+    rest = _bias(bias), activation, values.dtype != x.dtype, *team(None)
+    packed.kernel.linear(raw(x, "x"), raw(out, "out"), True, rest)
+    return out
+
+
+def _conv2d(
+    x: Tensor,
+    values: Tensor,
+    places: Tensor,
+    bias: Tensor | None,
+    columns: int,
+    keep: int,
+    group: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """(images, channels, height, width), contiguous or channels_last -> the same order, in the dtype of x."""
+    images, channels, height, width = x.shape
+    _check_input(x, channels * kernel[0] * kernel[1], columns, values)
+    packed, last = _packed(values, places, columns, keep, group), _is_last(x)
+    x = x if last else x.contiguous()
+    out = _conv2d_shape(x, values, places, bias, columns, keep, group, kernel, stride, padding, dilation)
+    source, target = (raw(tensor.permute(0, 2, 3, 1) if last else tensor, "x") for tensor in (x, out))
+    pairs = (kernel[0], kernel[1]), (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
+    geometry = ((images, channels), (height, width), *pairs)
+    packed.kernel.conv2d(source, target, last, geometry, (_bias(bias), None, values.dtype != x.dtype, *team(None)))
+    return out
+
+
+def _linear_shape(x: Tensor, values: Tensor, *_: object) -> Tensor:
+    return x.new_empty((*x.shape[:-1], values.shape[0]))
+
+
+def _conv2d_shape(
+    x: Tensor,
+    values: Tensor,
+    places: Tensor,
+    bias: Tensor | None,
+    columns: int,
+    keep: int,
+    group: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    size = [
+        (x.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
+        for axis in (0, 1)
+    ]
+    order = torch.channels_last if _is_last(x) else torch.contiguous_format
+    return torch.empty((x.shape[0], values.shape[0], *size), dtype=x.dtype, device=x.device, memory_format=order)
+
+
+def _is_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _bias(bias: Tensor | None):  # type: ignore[no-untyped-def]  # a numpy array, whose dtype numpy's stubs cannot say
+    return None if bias is None else bias.detach().float().contiguous().numpy()
+
+
+def _check_input(x: Tensor, found: int, columns: int, values: Tensor) -> None:
+    if found != columns:
+        raise ValueError(f"x: shape {tuple(x.shape)} gives {found} inputs, the weights have {columns}")
+    if x.dtype not in (torch.float32, torch.bfloat16) or values.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"x is {x.dtype}, the weights are {values.dtype}; wanted float32 or bfloat16")
+
+
+for _name, _function in (("nm_linear", _linear), ("nm_conv2d", _conv2d)):
+    _LIBRARY.impl(_name, _function, "CPU")
+torch.library.register_fake("mpcore::nm_linear", _linear_shape, lib=_LIBRARY)
+torch.library.register_fake("mpcore::nm_conv2d", _conv2d_shape, lib=_LIBRARY)

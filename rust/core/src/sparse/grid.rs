@@ -1,0 +1,315 @@
+//! Where the inputs of each output position lie, and how they come into a panel.
+
+#![expect(
+    unsafe_code,
+    reason = "whole registers move between the input and the panel"
+)]
+#![expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+
+use std::ops::Range;
+
+use super::field::{Field, Input, Order};
+use super::simd::{MOST_LANES, Simd, narrowed, widened};
+use crate::Result;
+
+/// Most positions of a panel.
+const MOST_PANEL: usize = 13 * MOST_LANES;
+
+/// A field with its strides, in values, and the size of its output.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grid {
+    field: Field,
+    out: (usize, usize),
+    image: usize,
+    row: usize,
+    column: usize,
+    channel: usize,
+}
+
+/// Lines of inputs, one for each column of a block.
+pub(super) struct Panel<'a> {
+    pub(super) values: &'a mut [f32],
+    /// Values from one line to the next.
+    pub(super) stride: usize,
+    /// Values of a line in use.
+    pub(super) lanes: usize,
+}
+
+impl Panel<'_> {
+    #[inline(always)]
+    fn line(&mut self, line: usize) -> &mut [f32] {
+        &mut self.values[line * self.stride..][..self.lanes]
+    }
+}
+
+/// A value of the input.
+trait Element: Copy {
+    /// As float32; rounded to bfloat16 if `round`.
+    fn value(self, round: bool) -> f32;
+    /// `LANES` values.
+    ///
+    /// # Safety
+    /// As [`Simd::load`].
+    unsafe fn load<S: Simd>(from: *const Self, round: bool) -> S;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn value(self, round: bool) -> f32 {
+        if round { widened(narrowed(self)) } else { self }
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self, round: bool) -> S {
+        // SAFETY: as the caller's.
+        unsafe {
+            let register = S::load(from);
+            if round { register.rounded() } else { register }
+        }
+    }
+}
+
+impl Element for u16 {
+    #[inline(always)]
+    fn value(self, _: bool) -> f32 {
+        widened(self)
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self, _: bool) -> S {
+        // SAFETY: as the caller's.
+        unsafe { S::widen(from) }
+    }
+}
+
+/// Positions of one row of one image that read inputs, not padding.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    lane: usize,
+    length: usize,
+    /// Index of the first input, channel 0.
+    from: usize,
+}
+
+/// One kernel position, and channels of it that a block of columns holds.
+struct Tap {
+    at: (usize, usize),
+    channels: Range<usize>,
+    /// Line of the panel of the first channel.
+    line: usize,
+}
+
+impl Grid {
+    pub(super) fn new(mut field: Field) -> Result<Self> {
+        let mut out = field.output_size()?;
+        if (field.kernel, field.stride, field.padding) == ((1, 1), (1, 1), (0, 0)) {
+            field.size = (1, field.size.0 * field.size.1);
+            out = field.size; // the rows of an image follow one another
+        }
+        let (height, width) = field.size;
+        let (row, column, channel) = match field.input {
+            Order::ChannelsFirst => (width, 1, height * width),
+            Order::ChannelsLast => (width * field.channels, field.channels, 1),
+        };
+        Ok(Self {
+            out,
+            image: field.channels * height * width,
+            field,
+            row,
+            column,
+            channel,
+        })
+    }
+
+    /// Output positions of an image.
+    pub(super) fn pixels(&self) -> usize {
+        self.out.0 * self.out.1
+    }
+
+    /// Output positions.
+    pub(super) fn positions(&self) -> usize {
+        self.field.images * self.pixels()
+    }
+
+    /// Put the inputs of `columns` at `positions` into the lines of a panel, one line of `lanes` values for each column;
+    /// lanes behind the last position become zero.
+    #[inline(always)]
+    pub(super) fn fill<S: Simd>(
+        &self,
+        input: Input<'_>,
+        round: bool,
+        positions: &Range<usize>,
+        columns: &Range<usize>,
+        panel: &mut Panel<'_>,
+    ) {
+        let along = self.field.input == Order::ChannelsFirst;
+        for tap in self.taps(columns) {
+            match (input, along) {
+                (Input::F32(values), true) => self.copy(values, round, positions, &tap, panel),
+                (Input::Bf16(values), true) => self.copy(values, false, positions, &tap, panel),
+                (Input::F32(values), false) => {
+                    self.turn::<S, _>(values, round, positions, &tap, panel);
+                }
+                (Input::Bf16(values), false) => {
+                    self.turn::<S, _>(values, false, positions, &tap, panel);
+                }
+            }
+        }
+    }
+
+    fn taps(&self, columns: &Range<usize>) -> impl Iterator<Item = Tap> {
+        let columns = columns.clone();
+        let (channels, kernel_width) = (self.field.channels, self.field.kernel.1);
+        let taps = columns.start / channels..columns.end.div_ceil(channels);
+        taps.map(move |tap| {
+            let first = columns.start.max(tap * channels);
+            let last = columns.end.min((tap + 1) * channels);
+            Tap {
+                at: (tap / kernel_width, tap % kernel_width),
+                channels: first - tap * channels..last - tap * channels,
+                line: first - columns.start,
+            }
+        })
+    }
+
+    /// Index of channel 0 of the input that an output position sees through a tap; None in the padding.
+    #[inline(always)]
+    fn start(&self, position: usize, tap: &Tap) -> Option<usize> {
+        let (x, row) = (position % self.out.1, self.row_start(position, tap)?);
+        let (field, offset) = (&self.field, tap.at.1 * self.field.dilation.1);
+        let x = (x * field.stride.1 + offset).checked_sub(field.padding.1)?;
+        (x < field.size.1).then(|| row + x * self.column)
+    }
+
+    /// Index of channel 0 in column 0 of the input row that an output position sees; None in the padding.
+    #[inline(always)]
+    fn row_start(&self, position: usize, tap: &Tap) -> Option<usize> {
+        let (image, y) = (
+            position / self.pixels(),
+            position % self.pixels() / self.out.1,
+        );
+        let (field, offset) = (&self.field, tap.at.0 * self.field.dilation.0);
+        let y = (y * field.stride.0 + offset).checked_sub(field.padding.0)?;
+        (y < field.size.0).then(|| image * self.image + y * self.row)
+    }
+
+    /// What `length` positions of one row read from `position` on, which is lane `lane`.
+    fn run(&self, lane: usize, position: usize, length: usize, tap: &Tap) -> Option<Run> {
+        let (first, row) = (position % self.out.1, self.row_start(position, tap)?);
+        let (field, offset) = (&self.field, tap.at.1 * self.field.dilation.1);
+        let (stride, padding) = (field.stride.1, field.padding.1);
+        let left = padding.saturating_sub(offset).div_ceil(stride);
+        let right = (field.size.1 + padding).checked_sub(offset + 1)? / stride + 1;
+        let (begin, end) = (left.max(first), right.min(first + length));
+        (begin < end).then(|| Run {
+            lane: lane + begin - first,
+            length: end - begin,
+            from: row + (begin * stride + offset - padding) * self.column,
+        })
+    }
+
+    /// Channels run fastest: transpose square blocks of positions and channels.
+    #[inline(always)]
+    fn turn<S: Simd, E: Element>(
+        &self,
+        values: &[E],
+        round: bool,
+        positions: &Range<usize>,
+        tap: &Tap,
+        panel: &mut Panel<'_>,
+    ) {
+        let whole = tap.channels.len() / S::LANES * S::LANES;
+        for vector in 0..panel.lanes / S::LANES {
+            let mut starts = [None; MOST_LANES];
+            for (lane, start) in starts.iter_mut().enumerate().take(S::LANES) {
+                let position = positions.start + vector * S::LANES + lane;
+                if position < positions.end {
+                    *start = self
+                        .start(position, tap)
+                        .map(|start| start + tap.channels.start);
+                }
+            }
+            for done in (0..whole).step_by(S::LANES) {
+                // SAFETY: a start is an input's index with all its channels behind it; a panel holds LANES values in every
+                // line from here on.
+                unsafe {
+                    let mut block = [S::splat(0.0); MOST_LANES];
+                    for (start, register) in starts.iter().zip(&mut block).take(S::LANES) {
+                        if let Some(start) = start {
+                            debug_assert!(start + done + S::LANES <= values.len());
+                            *register = E::load::<S>(values.as_ptr().add(start + done), round);
+                        }
+                    }
+                    S::transpose(&mut block);
+                    for (index, register) in block.into_iter().enumerate().take(S::LANES) {
+                        let line = panel.line(tap.line + done + index);
+                        register.store(line[vector * S::LANES..][..S::LANES].as_mut_ptr());
+                    }
+                }
+            }
+            for done in whole..tap.channels.len() {
+                let line = &mut panel.line(tap.line + done)[vector * S::LANES..][..S::LANES];
+                for (to, start) in line.iter_mut().zip(&starts) {
+                    *to = start.map_or(0.0, |start| values[start + done].value(round));
+                }
+            }
+        }
+    }
+
+    /// Positions run fastest: copy what lies in one row of one image, line by line.
+    #[inline(always)]
+    fn copy<E: Element>(
+        &self,
+        values: &[E],
+        round: bool,
+        positions: &Range<usize>,
+        tap: &Tap,
+        panel: &mut Panel<'_>,
+    ) {
+        let mut runs = [Run {
+            lane: 0,
+            length: 0,
+            from: 0,
+        }; MOST_PANEL];
+        let count = self.runs(positions, tap, &mut runs);
+        let step = self.field.stride.1;
+        for (done, channel) in tap.channels.clone().enumerate() {
+            let line = &mut panel.line(tap.line + done)[..];
+            let mut end = 0;
+            for run in &runs[..count] {
+                line[end..run.lane].fill(0.0);
+                end = run.lane + run.length;
+                let from = &values[run.from + channel * self.channel..];
+                let to = &mut line[run.lane..end];
+                if step == 1 {
+                    for (to, from) in to.iter_mut().zip(&from[..run.length]) {
+                        *to = from.value(round);
+                    }
+                } else {
+                    for (to, from) in to.iter_mut().zip(from.iter().step_by(step)) {
+                        *to = from.value(round);
+                    }
+                }
+            }
+            line[end..].fill(0.0);
+        }
+    }
+
+    /// The runs of a tap, in the order of their lanes; their number.
+    fn runs(&self, positions: &Range<usize>, tap: &Tap, runs: &mut [Run; MOST_PANEL]) -> usize {
+        let (mut count, mut position) = (0, positions.start);
+        while position < positions.end {
+            let x = position % self.out.1;
+            let end = positions.end.min(position + self.out.1 - x);
+            if let Some(run) = self.run(position - positions.start, position, end - position, tap) {
+                runs[count] = run;
+                count += 1;
+            }
+            position = end;
+        }
+        count
+    }
+}

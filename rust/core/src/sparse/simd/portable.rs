@@ -1,0 +1,87 @@
+//! Eight lanes as an array, which the compiler lays over the registers of the target.
+
+#![expect(
+    unsafe_code,
+    reason = "registers move through pointers; each caller states its bounds"
+)]
+#![expect(
+    clippy::inline_always,
+    reason = "loops over arrays become vector code where they are inlined"
+)]
+
+use super::{MOST_LANES, Simd};
+use crate::vector::Kernel;
+
+/// `AArch64` has fused products in its baseline; elsewhere they would be calls of the C library.
+const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+
+#[derive(Clone, Copy)]
+pub(in crate::sparse) struct Portable([f32; 8]);
+
+impl Simd for Portable {
+    const LANES: usize = 8;
+    /// 12 of the 16 registers of SSE2, 24 of the 32 of `AArch64`.
+    const WIDEST: usize = if cfg!(target_arch = "aarch64") { 12 } else { 6 };
+    type Places = [u8; 8];
+
+    #[inline(always)]
+    unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run()
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; 8])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's pointer is good for 8 values.
+        Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's pointer is good for 8 values.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+        let mut sums = self.0;
+        for (sum, (a, b)) in sums.iter_mut().zip(a.0.into_iter().zip(b.0)) {
+            *sum = if FUSED {
+                a.mul_add(b, *sum)
+            } else {
+                *sum + a * b
+            };
+        }
+        Self(sums)
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(block: &mut [Self; MOST_LANES]) {
+        for i in 0..8 {
+            for j in 0..i {
+                (block[i].0[j], block[j].0[i]) = (block[j].0[i], block[i].0[j]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn places(from: *const u8) -> [u8; 8] {
+        // SAFETY: the caller's pointer is good for 8 bytes.
+        unsafe { from.cast::<[u8; 8]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn high_places(places: [u8; 8]) -> [u8; 8] {
+        places.map(|place| place >> 4)
+    }
+
+    #[inline(always)]
+    unsafe fn select<const WIDE: bool>(window: *const f32, places: [u8; 8]) -> Self {
+        // SAFETY: the caller's pointer is good for 16 values.
+        Self(places.map(|place| unsafe { *window.add(usize::from(place & 15)) }))
+    }
+}
