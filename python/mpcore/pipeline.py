@@ -31,7 +31,7 @@ from mpcore.models.export import load, save_model, state_sha256
 from mpcore.models.inventory import inventory
 from mpcore.models.macs import macs
 from mpcore.models.memory import memory_kept
-from mpcore.models.permutation import permute_channels
+from mpcore.models.permutation import find_groups, permute_channels
 from mpcore.models.recipe import Recipe
 from mpcore.models.sensitivity import Sensitivity, input_norms, measure_sensitivities
 from mpcore.models.sequence import Pruned, Walk, prune_layers
@@ -263,17 +263,16 @@ class _Stages:
         if not self.recipe.permute:
             return (), {}
         path = self.folder.path / "progress" / "permutation.json"
-        found = plans.find(self.dense)
+        sample = first(split(self.batches[0])[0], 2)
         if path.exists():
             data = json.loads(path.read_text(encoding="utf-8"))
             groups = tuple(from_plain(PermutedGroup, entry, "permutation") for entry in data["groups"])
+            found, _ = find_groups(self.dense, sample, self.recipe)
             by_consumers = {group.consumers: group for group in found}
             for done in groups:
                 plans.fold(self.dense, by_consumers[done.consumers], done.order)
             return groups, data["refused"]
-        sample = first(split(self.batches[0])[0], 2)
-        total = sum(any(name in patterns for name in group.consumers) for group in found)
-        with progress_bar(self.progress, "permute", total) as advance:
+        with progress_bar(self.progress, "permute") as advance:
             groups, refused = permute_channels(
                 self.dense, patterns, stats, self.recipe, sample, seed=self.seed, progress=advance
             )

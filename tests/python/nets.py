@@ -57,6 +57,56 @@ class TinyConvNet(nn.Module):
         return self.fc(self.tail(x).mean((2, 3)))
 
 
+class Attention(nn.Module):
+    """Of Hugging Face's BERT, by its names: ``self.query``, ``self.key``, ``self.value``, ``output.dense``."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        inner, output = nn.Module(), nn.Module()
+        inner.query, inner.key, inner.value = (nn.Linear(width, width) for _ in range(3))
+        inner.num_attention_heads = heads
+        output.dense, output.LayerNorm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.add_module("self", inner)
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.get_submodule("self")
+        split = (len(x), -1, inner.num_attention_heads, x.shape[-1] // inner.num_attention_heads)
+        query, key, value = (layer(x).view(split).transpose(1, 2) for layer in (inner.query, inner.key, inner.value))
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self.output.LayerNorm(x + self.output.dense(mixed))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.intermediate, self.output = nn.Module(), nn.Module()
+        self.intermediate.dense, self.output.dense = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.output.LayerNorm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(x)
+        hidden = nn.functional.gelu(self.intermediate.dense(x))
+        return self.output.LayerNorm(x + self.output.dense(hidden))
+
+
+class Encoder(nn.Module):
+    """A BERT-like encoder on embedded tokens (n, tokens, 16), two layers of two heads, three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(16, 16)
+        self.layer = nn.ModuleList([EncoderLayer(16, 2), EncoderLayer(16, 2)])
+        self.classifier = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for layer in self.layer:
+            x = layer(x)
+        return self.classifier(x.mean(1))
+
+
 def images(count: int, *, channels: int = 3, size: int = 16, seed: int = 1) -> Tensor:
     """Smooth random images, so that neighbouring inputs correlate as they do in photographs."""
     noise = torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(seed))

@@ -1,19 +1,57 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
 import torch
-from nets import TinyConvNet, tiny_vit
-from torch import nn
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import Encoder, TinyConvNet, images, tiny_vit
+from torch import Tensor, nn
+from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
 
+import mpcore
 from mpcore.models import plans
+from mpcore.models.inventory import inventory
+from mpcore.models.permutation import find_groups
 
 
 def shuffled(channels: int, blocks: int) -> list[int]:
     run = channels // blocks
     return [block * run + i for block in range(blocks) for i in torch.randperm(run).tolist()]
+
+
+def worst_change(model: nn.Module, folded: nn.Module, inputs: Tensor) -> float:
+    with torch.inference_mode():
+        before, after = model(inputs), folded(inputs)
+    return float((before - after).abs().max() / before.abs().max())
+
+
+def stirred(model: nn.Module) -> nn.Module:
+    """In float64, with no parameter or statistic at the constant it was initialised to."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for values in (*model.parameters(), *model.buffers()):
+            if values.is_floating_point():
+                values.add_(0.1 * (torch.rand_like(values) - 0.5))
+    return model.double().eval()
+
+
+def assert_free(model: nn.Module, groups: tuple[plans.PermutationGroup, ...], inputs: Tensor) -> None:
+    """Random orders of all groups leave the output alone, though it depends on the channels of each of them."""
+    folded = copy.deepcopy(model)
+    fold_all(folded, groups)
+    assert worst_change(model, folded, inputs) <= 1e-11
+    for group in groups:
+        halfway = copy.deepcopy(model)
+        fold_all(halfway, (replace(group, producers=(), channelwise=(), tensors=()),))
+        assert worst_change(model, halfway, inputs) > 1e-9, group
 
 
 def fold_all(model: nn.Module, groups: tuple[plans.PermutationGroup, ...]) -> None:
@@ -22,29 +60,74 @@ def fold_all(model: nn.Module, groups: tuple[plans.PermutationGroup, ...]) -> No
         plans.fold(model, group, shuffled(channels, group.blocks))
 
 
+TWINS = {
+    "resnet18": (torchvision.models.ResNet, (torchvision.models.resnet.BasicBlock, [1, 1, 1, 1]), 4),
+    "resnet50": (torchvision.models.ResNet, (torchvision.models.resnet.Bottleneck, [1, 1, 1, 1]), 8),
+    "vit": (torchvision.models.VisionTransformer, (16, 8, 2, 2, 32, 64), 2),
+    "swin": (torchvision.models.SwinTransformer, ([4, 4], 16, [1, 1], [2, 2], [2, 2]), 4),
+    "convnext": (torchvision.models.ConvNeXt, ([torchvision.models.convnext.CNBlockConfig(16, 32, 2)],), 2),
+    "mobilenet_v2": (torchvision.models.MobileNetV2, (5,), 17),
+    "efficientnet": (
+        torchvision.models.EfficientNet,
+        (
+            [MBConvConfig(1, 3, 1, 16, 8, 1), MBConvConfig(4, 3, 2, 8, 16, 2), FusedMBConvConfig(4, 3, 1, 16, 16, 1)],
+            0.0,
+        ),
+        4,
+    ),
+}
+"""Constructor, arguments, number of groups."""
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_templates_know_torchvision(name):
+    build, arguments, count = TWINS[name]
+    model = stirred(build(*arguments))
+    groups = plans.find(model)
+    assert len(groups) == count
+    size = 16 if name == "vit" else 64
+    assert_free(model, groups, torch.randn(2, 3, size, size, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("build", "shape", "least"),
     [
         (tiny_vit, (2, 1, 8, 8), 4),
         (TinyConvNet, (2, 3, 16, 16), 3),
         (lambda: timm.create_model("test_resnet", num_classes=5), (2, 3, 64, 64), 4),
-        (lambda: timm.create_model("test_efficientnet", num_classes=5), (2, 3, 64, 64), 2),
+        (lambda: timm.create_model("test_efficientnet", num_classes=5), (2, 3, 64, 64), 4),
         (lambda: timm.create_model("test_convnext2", num_classes=5), (2, 3, 64, 64), 4),
         (lambda: timm.create_model("test_vit2", num_classes=5), (2, 3, 64, 64), 6),
+        (lambda: timm.create_model("efficientnet_lite0", num_classes=5), (2, 3, 64, 64), 16),
+        (lambda: timm.create_model("efficientnet_b0", num_classes=5), (2, 3, 64, 64), 16),
+        (Encoder, (2, 5, 16), 4),
     ],
 )
 def test_folding_random_orders_leaves_the_output_alone(build, shape, least):
-    torch.manual_seed(0)
-    model = build().double().eval()
+    model = stirred(build())
     groups = plans.find(model)
     assert len(groups) >= least
-    folded = copy.deepcopy(model)
-    fold_all(folded, groups)
-    inputs = torch.randn(shape, dtype=torch.float64)
-    with torch.inference_mode():
-        before, after = model(inputs), folded(inputs)
-    assert float((before - after).abs().max()) <= 1e-12 * float(before.abs().max())
-    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), folded.parameters(), strict=True))
+    assert_free(model, groups, torch.randn(shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("name", "ends", "count"),
+    [
+        ("vit_base_patch16_224", ("mlp.fc2", "attn.proj"), 24),
+        ("resnet50", ("conv2", "conv3"), 32),
+        ("resnet152d", ("conv2", "conv3"), 100),
+        ("convnextv2_base", ("mlp.fc2",), 36),
+        ("efficientnet_lite0", ("conv_pwl", "blocks.0.0.conv_pw"), 16),
+        ("swin_tiny_patch4_window7_224", ("mlp.fc2", "attn.proj"), 24),
+        ("deit_tiny_patch16_224", ("mlp.fc2", "attn.proj"), 24),
+    ],
+)
+def test_every_private_layer_of_the_full_networks_is_covered(name, ends, count):
+    with torch.device("meta"):
+        layers = inventory(timm.create_model(name)).layers
+    wanted = [layer for layer in layers if layer.name.endswith(ends)]
+    assert len(wanted) == count
+    assert [layer.name for layer in wanted if not layer.permutable] == []
 
 
 def test_attention_heads_stay_in_their_place():
@@ -64,3 +147,159 @@ def test_an_order_that_is_no_permutation_is_refused():
 def test_a_sequential_chain_ends_at_what_mixes_channels():
     net = nn.Sequential(nn.Conv2d(4, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
     assert [group.consumers for group in plans.find(net)] == [("4",)]
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "private", "streams"),
+    [
+        (tiny_vit, (2, 1, 8, 8), 2, 1),
+        (TinyConvNet, (2, 3, 16, 16), 4, 1),
+        (lambda: timm.create_model("test_resnet", num_classes=5), (2, 3, 64, 64), 7, 4),
+        (Encoder, (2, 5, 16), 2, 1),
+    ],
+)
+def test_traced_groups_and_streams_leave_the_output_alone(build, shape, private, streams):
+    model = stirred(build())
+    inputs = torch.randn(shape, dtype=torch.float64)
+    traced = plans.trace(model, inputs)
+    assert (len(traced.groups), len(traced.streams)) == (private, streams)
+    assert_free(model, traced.groups, inputs)
+    assert_free(model, traced.streams, inputs)
+
+
+def test_a_stream_of_a_vision_transformer_takes_the_embeddings_along():
+    group = plans.trace(tiny_vit(), torch.zeros(2, 1, 8, 8)).streams[0]
+    assert {"blocks.0.attn.qkv", "blocks.0.mlp.fc1", "blocks.1.attn.qkv", "blocks.1.mlp.fc1"} < set(group.consumers)
+    assert {plans.TensorAxis("pos_embed", 2), plans.TensorAxis("cls_token", 2)} < set(group.tensors)
+
+
+class Odd(nn.Module):
+    """Reads its hidden channels by position, or in ways that no rule covers."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.first, self.second = how, nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        if self.how == "slice":
+            hidden = torch.cat([hidden[:, 4:].relu(), hidden[:, :4]], 1)
+        elif self.how == "cumsum":
+            hidden = hidden.cumsum(1)
+        elif self.how == "view":
+            hidden = hidden.view(-1, 4, 2).softmax(1).flatten(1)
+        elif self.how == "constant":
+            hidden = hidden * torch.arange(8.0, dtype=hidden.dtype)
+        elif self.how == "data" and float(hidden.sum()) > 0:
+            hidden = -hidden
+        elif self.how == "write":
+            hidden[:, 2].mul_(3)
+        elif self.how == "output":
+            return torch.cat([hidden, self.second(hidden)], 1)
+        return self.second(hidden)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("slice", "an axis that is"),
+        ("cumsum", "cumsum has no rule"),
+        ("view", "split or merged"),
+        ("constant", "a constant made in the forward pass"),
+        ("data", "torch.export cannot follow the network"),
+        ("write", "an axis that is indexed"),
+        ("output", "an axis that is concatenated"),
+    ],
+)
+def test_what_the_trace_cannot_prove_is_refused_with_a_reason(how, reason):
+    traced = plans.trace(Odd(how).eval(), torch.zeros(2, 4))
+    assert not traced.groups
+    assert not traced.streams
+    assert reason in traced.refused["second"]
+
+
+def test_tied_layers_move_together_and_once():
+    net = Odd("plain")
+    net.second = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    net.second[2].weight = net.second[0].weight
+    net = stirred(net)
+    inputs = torch.randn(6, 4, dtype=torch.float64)
+    (group,) = plans.trace(net, inputs).groups
+    assert_free(net, (group,), inputs)
+
+
+LINKS = {
+    "linear": lambda: nn.Linear(8, 8),
+    "relu": nn.ReLU,
+    "norm": lambda: nn.LayerNorm(8),
+    "groups": lambda: nn.Unflatten(1, (2, 4)),
+    "flatten": nn.Flatten,
+    "softmax": lambda: nn.Softmax(-1),
+    "prelu": lambda: nn.PReLU(8),
+    "batchnorm": lambda: nn.BatchNorm1d(8),
+    "residual": lambda: Residual(nn.Linear(8, 8)),
+}
+
+
+class Residual(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+@given(st.lists(st.sampled_from(sorted(LINKS)), min_size=1, max_size=7), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_whatever_the_trace_proves_in_a_random_network_is_free(links, seed):
+    chain = [nn.Linear(4, 8), *(LINKS[link]() for link in links), nn.Flatten(), nn.Linear(8, 3)]
+    model, inputs = stirred(nn.Sequential(*chain)), torch.randn(5, 4, dtype=torch.float64)
+    try:
+        model(inputs)
+    except (RuntimeError, ValueError):
+        return  # links that do not fit one another
+    traced = plans.trace(model, inputs)
+    folded = copy.deepcopy(model)
+    torch.manual_seed(seed)
+    fold_all(folded, traced.groups + traced.streams)
+    assert worst_change(model, folded, inputs) <= 1e-11
+
+
+def test_only_networks_without_a_template_are_traced_by_default():
+    groups, refused = find_groups(Odd("plain").eval(), torch.zeros(2, 4), mpcore.Recipe())
+    assert [group.consumers for group in groups] == [("second",)]
+    assert refused == {"first": "an input of the network"}
+    assert find_groups(tiny_vit(), torch.zeros(1), mpcore.Recipe()) == (plans.find(tiny_vit()), {})
+
+
+def test_a_network_with_permuted_streams_reloads_in_a_fresh_process(tmp_path):
+    batches = [images(8, channels=1, size=8)]
+    recipe = mpcore.Recipe(permute="residual", permute_rounds=4, certify_samples=4, solver="none", sequence="parallel")
+    run = mpcore.prune(tiny_vit(), recipe, calibration=batches, out=tmp_path / "run", progress=False)
+    streams = [group for group in run.report.plan.groups if len(group.consumers) > 1]
+    assert len(streams) == 1
+    assert streams[0].kept > streams[0].kept_identity
+    torch.save((batches[0], run.model(batches[0])), tmp_path / "expected.pt")
+    script = (
+        "import sys, torch, mpcore; from nets import tiny_vit;"
+        "inputs, expected = torch.load(sys.argv[2]); model = mpcore.load(sys.argv[1], tiny_vit(seed=5)).eval();"
+        "torch.testing.assert_close(model(inputs), expected, rtol=0, atol=1e-6)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "run"), str(tmp_path / "expected.pt")],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_heads_that_do_not_hold_whole_groups_stay_in_place():
+    """Head width 16 does not hold a group of 32; the run goes on without that permutation."""
+    recipe = mpcore.Recipe("16:32", permute_rounds=2, certify_samples=4, solver="none", sequence="parallel")
+    run = mpcore.prune(tiny_vit(), recipe, calibration=[images(8, channels=1, size=8)], progress=False)
+    plan = run.report.plan
+    assert plan.refused["blocks.0.attn.proj"] == "a run of 16 channels is not a multiple of group = 32"
+    assert [group.consumers for group in plan.groups] == [("blocks.0.mlp.fc2",), ("blocks.1.mlp.fc2",)]

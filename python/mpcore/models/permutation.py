@@ -21,6 +21,8 @@ from mpcore.records import Pattern, PermutedGroup
 
 TOLERANCE = 1e-9
 """Largest relative change of the float64 outputs for an order to be accepted."""
+RESIDUAL = "reads a residual stream; permute = 'residual' reorders it"
+"""Why a layer that the trace could reorder is left alone."""
 TIME_LIMIT = 3600.0
 """Seconds for one group; the rounds of the recipe end the search long before, so that it can be repeated."""
 
@@ -44,21 +46,47 @@ def permute_channels(
         The groups that were permuted, and consumer name -> why a group was refused.
     """
     check = OutputCheck(model, sample)
-    done, refused = [], {}
-    for group in plans.find(model):
+    groups, refused = find_groups(model, sample, recipe)
+    done, refused = [], {name: reason for name, reason in refused.items() if name in patterns}
+    for group in groups:
         names = [name for name in group.consumers if name in patterns]
         if not names:
             continue
         progress(names[0])
+        pattern, width = patterns[names[0]], layer_of(model, names[0]).weight.shape[1] // group.blocks
+        if width % pattern.group:
+            refused[names[0]] = f"a run of {width} channels is not a multiple of group = {pattern.group}"
+            continue
         scores = np.concatenate([channel_scores(model, name, stats, recipe.score) for name in names])
-        results, order = order_blocks(scores, patterns[names[0]], group.blocks, rounds=recipe.permute_rounds, seed=seed)
+        results, order = order_blocks(scores, pattern, group.blocks, rounds=recipe.permute_rounds, seed=seed)
         change = check.apply(group, order)
-        if change > TOLERANCE:
+        if not change <= TOLERANCE:
             refused[names[0]] = f"the order changed the output by {change:.1e}: this is not a free permutation"
             continue
         plans.fold(model, group, order)
         done.append(_record(group, order, results, change))
     return tuple(done), refused
+
+
+def find_groups(
+    model: nn.Module, sample: Any, recipe: Recipe
+) -> tuple[tuple[plans.PermutationGroup, ...], dict[str, str]]:
+    """The groups that a recipe asks for, and consumer name -> why tracing refused it.
+
+    Families are known by template. A network that matches none is traced on ``sample``, and so is every network whose
+    residual streams are to be permuted; where a template and the trace meet, the template goes first.
+    """
+    found = plans.find(model)
+    residual = recipe.permute == "residual"
+    if found and not residual:
+        return found, {}
+    traced = plans.trace(copy.deepcopy(model).eval(), place(sample, model))
+    taken = {name for group in found for name in group.consumers}
+    extra = [*traced.groups, *(traced.streams if residual else ())]
+    groups = found + tuple(group for group in extra if taken.isdisjoint(group.consumers))
+    held_back = {name: RESIDUAL for group in traced.streams for name in group.consumers if not residual}
+    refused = {name: why for name, why in {**traced.refused, **held_back}.items() if name not in taken}
+    return groups, refused
 
 
 def channel_scores(model: nn.Module, name: str, stats: CalibrationStats, kind: str) -> Matrix:
@@ -72,8 +100,6 @@ def order_blocks(
 ) -> tuple[list[PermutationResult], list[int]]:
     """One search per run of channels that must stay in its place; ``order[new] = old`` over all of them."""
     width = scores.shape[1] // blocks
-    if width % pattern.group:
-        raise ValueError(f"a run of {width} channels is not a multiple of group = {pattern.group}")
     results = [
         optimize_permutation(
             np.ascontiguousarray(scores[:, start : start + width]),

@@ -36,7 +36,8 @@ class Recipe:
         score: what a weight is worth in masks and permutations: ``magnitude`` |w|; ``wanda`` |w| sqrt(E x^2);
             ``activation`` w^2 Var x; ``quadratic`` the exact in-group cost r' C_g r (masks) with ``activation``
             (permutation).
-        permute: reorder input channels where that can be folded into the neighbouring layers.
+        permute: reorder input channels where that can be folded into the neighbouring layers; ``"residual"`` reorders
+            whole residual streams too, where the exported network proves that they are free.
         solver: ``none`` keeps the dense weights under the mask; ``lstsq`` refits them to the layer's outputs;
             ``sparsegpt`` and ``admm`` choose mask and weights together.
         sequence: inputs of the layer-wise problem: ``parallel`` from the dense model; ``sequential`` from the
@@ -64,7 +65,7 @@ class Recipe:
 
     pattern: str | dict[str, str] = "2:4"
     score: str = "activation"
-    permute: bool = True
+    permute: bool | str = True
     solver: str = "admm"
     sequence: str = "asymmetric"
     budget: str = "uniform"
@@ -82,6 +83,8 @@ class Recipe:
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"recipe: {name} = {value!r} is not one of {', '.join(choices)}")
+        if self.permute not in (True, False, "residual"):
+            raise ValueError(f"recipe: permute = {self.permute!r} is not true, false or 'residual'")
         for value in self.pattern.values() if isinstance(self.pattern, dict) else (self.pattern,):
             if value != "dense":
                 Pattern(value)
@@ -111,6 +114,8 @@ class Recipe:
             value = data.get(field.name, field.default)
             if field.name == "pattern":
                 fits = isinstance(value, (str, dict))
+            elif field.name == "permute":
+                fits = isinstance(value, (bool, str))
             elif wanted is tuple:
                 fits = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
             elif wanted is float:

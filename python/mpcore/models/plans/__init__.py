@@ -3,10 +3,14 @@
 Reordering the input channels of a layer costs nothing at run time when the layers that produce those channels, and
 everything channel-wise in between, are reordered too. A :class:`PermutationGroup` names them. Every application is
 checked by the caller: output before = output after (``mpcore.models.permutation``), so a template that does not fit a
-look-alike network is refused rather than believed.
+look-alike network is refused rather than believed. :func:`trace` proves groups on the exported graph of a network that
+no template knows, residual streams included.
 """
 
 from mpcore.models.plans.find import find as find
 from mpcore.models.plans.fold import fold as fold
 from mpcore.models.plans.templates import PermutationGroup as PermutationGroup
 from mpcore.models.plans.templates import Producer as Producer
+from mpcore.models.plans.templates import TensorAxis as TensorAxis
+from mpcore.models.plans.trace import Traced as Traced
+from mpcore.models.plans.trace import trace as trace

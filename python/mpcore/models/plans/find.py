@@ -55,6 +55,8 @@ def _match(template: Template, block: str, modules: dict[str, nn.Module]) -> Per
             return None
         return [name for name, _ in found if name in modules and not isinstance(modules[name], nn.Identity)]
 
+    if any(prefix + name in modules or _attribute(modules, prefix + name) for name in template.absent):
+        return None
     consumers, producers = present(template.consumers), present(template.producers)
     channelwise = present(template.channelwise)
     if not consumers or not producers or channelwise is None:

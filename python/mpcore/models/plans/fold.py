@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -25,16 +25,23 @@ def fold(model: nn.Module, group: PermutationGroup, order: Sequence[int]) -> Non
     run = channels // group.blocks
     if not torch.equal(index // run, torch.arange(channels) // run):
         raise ValueError(f"{group.consumers[0]}: order moves a channel out of its run of {run}")
+    for tensor, axis, start in set(_moves(model, group, channels)):
+        part = tensor.narrow(axis, start, channels)
+        part.copy_(part.index_select(axis, index.to(tensor.device)))
+
+
+def _moves(model: nn.Module, group: PermutationGroup, channels: int) -> Iterator[tuple[torch.Tensor, int, int]]:
+    """(tensor, axis, start): every run of channels; a tensor that two modules share comes twice."""
     for name in group.consumers:
-        weight = layer_of(model, name).weight
-        weight.copy_(weight.index_select(1, index.to(weight.device)))
+        yield layer_of(model, name).weight, 1, 0
     for producer in group.producers:
-        module = model.get_submodule(producer.name)
-        for tensor in module.parameters(recurse=False):
-            part = tensor[producer.start : producer.start + channels]
-            part.copy_(part.index_select(0, index.to(tensor.device)))
+        for tensor in model.get_submodule(producer.name).parameters(recurse=False):
+            yield tensor, 0, producer.start
     for name in group.channelwise:
         between = model.get_submodule(name)
         for values in (*between.parameters(), *between.buffers()):
             if values.ndim and values.shape[0] == channels:
-                values.copy_(values.index_select(0, index.to(values.device)))
+                yield values, 0, 0
+    for other in group.tensors:
+        owner, _, attribute = other.name.rpartition(".")
+        yield getattr(model.get_submodule(owner), attribute), other.axis, 0

@@ -14,18 +14,28 @@ class Producer:
 
 
 @dataclass(frozen=True)
+class TensorAxis:
+    """A parameter or buffer, by its name in the state dict, and the axis of it that runs over the channels."""
+
+    name: str
+    axis: int
+
+
+@dataclass(frozen=True)
 class PermutationGroup:
     """Channels that can be reordered together.
 
     ``consumers`` read them (their input channels move), ``producers`` write them (their outputs move) and
     ``channelwise`` modules lie between (every parameter and buffer of that length moves). ``blocks`` > 1 keeps each
-    of so many equal runs of channels, such as attention heads, in its place.
+    of so many equal runs of channels, such as attention heads, in its place. ``tensors`` move besides: what a traced
+    network has between its layers, such as a position embedding.
     """
 
     consumers: tuple[str, ...]
     producers: tuple[Producer, ...]
     channelwise: tuple[str, ...] = ()
     blocks: int = 1
+    tensors: tuple[TensorAxis, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Template:
 
     ``producer_part`` = (i, k) takes the i-th of k equal runs of the producer's outputs (the values of a joint qkv
     layer). ``heads`` names an attribute, relative to the block, that holds the number of channel runs that must stay
-    in place.
+    in place. ``absent`` names modules that must not exist and attributes that must not be true, such as a skip.
     """
 
     family: str
@@ -43,16 +53,20 @@ class Template:
     channelwise: tuple[str, ...] = ()
     producer_part: tuple[int, int] = (0, 1)
     heads: str = ""
+    absent: tuple[str, ...] = ()
 
+
+MBCONV = ("block.0.1", "block.1.0", "block.1.1")
+"""What lies between expansion and projection in torchvision."""
 
 TEMPLATES = (
     # timm ViT, DeiT, Swin, ConvNeXt (V2: grn): two-layer MLPs.
     Template("mlp", ("mlp.fc2",), ("mlp.fc1",), ("mlp.norm?", "mlp.grn?")),
     # timm attention with a joint qkv layer: the values of a head meet the projection's columns of that head.
     Template("attention", ("attn.proj",), ("attn.qkv",), (), (2, 3), "attn.num_heads"),
-    # torchvision's vision transformer: an nn.Sequential of Linear, GELU, Dropout, Linear.
+    # torchvision's vision transformer and Swin: an nn.Sequential of Linear, GELU, Dropout, Linear.
     Template("torchvision-mlp", ("mlp.3",), ("mlp.0",)),
-    # BERT-like encoders of Hugging Face.
+    # BERT-like encoders, ViT and DistilBERT of Hugging Face; nn.TransformerEncoderLayer.
     Template("bert-mlp", ("output.dense",), ("intermediate.dense",)),
     Template(
         "bert-attention",
@@ -62,11 +76,22 @@ TEMPLATES = (
         (0, 1),
         "attention.self.num_attention_heads",
     ),
+    Template(
+        "hf-vit-attention",
+        ("attention.output.dense",),
+        ("attention.attention.value",),
+        (),
+        (0, 1),
+        "attention.attention.num_attention_heads",
+    ),
+    Template("distilbert-mlp", ("ffn.lin2",), ("ffn.lin1",)),
+    Template("distilbert-attention", ("attention.out_lin",), ("attention.v_lin",), (), (0, 1), "attention.n_heads"),
+    Template("torch-encoder", ("linear2",), ("linear1",)),
     # ResNet, basic and bottleneck blocks, timm and torchvision.
     Template("resnet-conv2", ("conv2",), ("conv1",), ("bn1",)),
     Template("resnet-conv3", ("conv3",), ("conv2",), ("bn2",)),
     # Inverted residuals: efficientnet_lite_pytorch (and efficientnet_pytorch), then timm with and without
-    # squeeze-excite.
+    # squeeze-excite. Their first block has no expansion: the stem writes the channels of its projection.
     Template(
         "efficientnet-package",
         ("_project_conv", "_se_reduce?"),
@@ -74,9 +99,43 @@ TEMPLATES = (
         ("_bn0", "_depthwise_conv", "_bn1"),
     ),
     Template(
+        "efficientnet-package-stem",
+        ("_blocks.0._project_conv", "_blocks.0._se_reduce?"),
+        ("_conv_stem", "_blocks.0._se_expand?"),
+        ("_bn0", "_blocks.0._depthwise_conv", "_blocks.0._bn1"),
+        absent=("_blocks.0._expand_conv",),
+    ),
+    Template(
         "efficientnet-timm",
         ("conv_pwl", "se.conv_reduce?"),
         ("conv_pw", "se.conv_expand?"),
         ("bn1", "conv_dw", "bn2"),
+    ),
+    Template(
+        "efficientnet-timm-stem",
+        ("blocks.0.0.conv_pw", "blocks.0.0.se.conv_reduce?"),
+        ("conv_stem", "blocks.0.0.se.conv_expand?"),
+        ("bn1", "blocks.0.0.conv_dw", "blocks.0.0.bn1"),
+        absent=("blocks.0.0.conv_pwl", "blocks.0.0.has_skip"),
+    ),
+    Template("edge-residual-timm", ("conv_pwl", "se.conv_reduce?"), ("conv_exp", "se.conv_expand?"), ("bn1",)),
+    # torchvision's inverted residuals: EfficientNet and MobileNetV3 with and without squeeze-excite, MobileNetV2.
+    Template("torchvision-mbconv-se", ("block.3.0", "block.2.fc1"), ("block.0.0", "block.2.fc2"), MBCONV),
+    Template("torchvision-mbconv", ("block.2.0",), ("block.0.0",), MBCONV),
+    Template("torchvision-fused-mbconv", ("block.1.0",), ("block.0.0",), ("block.0.1",)),
+    Template("torchvision-mobilenet-v2", ("conv.2",), ("conv.0.0",), ("conv.0.1", "conv.1.0", "conv.1.1")),
+    Template(
+        "torchvision-mobilenet-v2-stem",
+        ("features.1.conv.1",),
+        ("features.0.0",),
+        ("features.0.1", "features.1.conv.0.0", "features.1.conv.0.1"),
+        absent=("features.1.use_res_connect",),
+    ),
+    Template(
+        "torchvision-mbconv-stem",
+        ("features.1.0.block.2.0", "features.1.0.block.1.fc1"),
+        ("features.0.0", "features.1.0.block.1.fc2"),
+        ("features.0.1", "features.1.0.block.0.0", "features.1.0.block.0.1"),
+        absent=("features.1.0.block.3", "features.1.0.use_res_connect"),
     ),
 )

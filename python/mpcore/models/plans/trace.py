@@ -1,0 +1,129 @@
+"""Permutation groups of a network that no template knows, proved on its exported graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from mpcore.models.plans.axes import Axes, Key, shape
+from mpcore.models.plans.rules import visit
+from mpcore.models.plans.templates import PermutationGroup, Producer, TensorAxis
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What :func:`trace` proved. ``streams`` are groups that span a residual stream; ``refused``: layer -> why not."""
+
+    groups: tuple[PermutationGroup, ...]
+    streams: tuple[PermutationGroup, ...]
+    refused: dict[str, str]
+
+
+def trace(model: nn.Module, example: Any) -> Traced:
+    """Find the input channels of Linear and Conv2d layers that can be reordered for free.
+
+    The network is exported (``torch.export``) with its parameters as inputs of the graph. Axes that move together are
+    merged operation by operation; a group is a class of axes that nothing pins. What the rules do not cover is refused:
+    an unknown operation, channels that are split, indexed or concatenated, the network's own inputs and outputs.
+
+    Args:
+        model: in evaluation mode; it is not changed.
+        example: a tensor, or a dict of keyword arguments, that the model accepts.
+
+    Returns:
+        Groups in the order in which the forward pass meets their layers.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+        >>> found = trace(net, torch.zeros(2, 3))
+        >>> [group.consumers for group in found.groups], found.refused
+        ([('2',)], {'0': 'an input of the network'})
+    """
+    layers = {
+        f"{name}.weight": name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
+    }
+    try:
+        program = _export(model, example)
+    except Exception as error:  # whatever the model's own code or the exporter raises, it is a reason to refuse
+        reason = f"torch.export cannot follow the network ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+        return Traced((), (), dict.fromkeys(layers.values(), reason))
+    axes, tensors = _tie_axes(model, program)
+    groups, streams, refused = list[PermutationGroup](), list[PermutationGroup](), dict[str, str]()
+    members = axes.classes()
+    seen: set[Key] = set()
+    for node, name in tensors.items():
+        if name not in layers or len(shape(node)) < 2:
+            continue
+        root = axes.root((node, 1))
+        module = model.get_submodule(layers[name])
+        if getattr(module, "groups", 1) > 1:
+            refused[layers[name]] = "a grouped convolution"
+        elif reason := axes.reason(root):
+            refused[layers[name]] = reason
+        elif not any(n.users for n, _ in members[root]):
+            refused[layers[name]] = "the forward pass does not read its weight"
+        elif root not in seen:
+            seen.add(root)
+            keys = [(tensors[n], axis) for n, axis in members[root] if n in tensors]
+            (streams if axes.is_stream(root) else groups).append(_group(model, layers, keys))
+    return Traced(tuple(groups), tuple(streams), refused)
+
+
+def _export(model: nn.Module, example: Any) -> ExportedProgram:
+    arguments: tuple[Any, ...] = () if isinstance(example, dict) else (example,)
+    keywords = example if isinstance(example, dict) else None
+    with torch.no_grad():
+        return torch.export.export(model, arguments, keywords, strict=False)
+
+
+def _tie_axes(model: nn.Module, program: ExportedProgram) -> tuple[Axes, dict[Node, str]]:
+    """The classes of axes, and graph input -> name in the state dict of parameters and stored buffers."""
+    signature, axes, tensors = program.graph_signature, Axes(), dict[Node, str]()
+    holders: dict[int, Node] = {}
+    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            name = stored.get(node.name)
+            if name is None:
+                constant = node.name not in signature.user_inputs
+                axes.pin_all([node], "a constant" if constant else "an input of the network")
+            elif name in signature.non_persistent_buffers:
+                axes.pin_all([node], "a buffer that is not stored")
+            else:
+                tensors[node] = name
+                owner, _, attribute = name.rpartition(".")
+                first = holders.setdefault(id(getattr(model.get_submodule(owner), attribute)), node)
+                for axis in range(len(shape(node))):
+                    axes.tie((first, axis), (node, axis))  # one tensor under two names
+        elif node.op == "output":
+            axes.pin_all(node.all_input_nodes, "an output of the network")
+        else:
+            visit(axes, node)
+    return axes, tensors
+
+
+def _group(model: nn.Module, layers: dict[str, str], keys: list[tuple[str, int]]) -> PermutationGroup:
+    """Layers whose inputs, and whose outputs, are the channels; every other tensor by name and axis."""
+    left = dict.fromkeys(keys)
+    consumers, producers = [], []
+    for name, axis in keys:
+        if name not in layers:
+            continue
+        if axis == 1:
+            consumers.append(layers[name])
+            del left[name, axis]
+            continue
+        module = model.get_submodule(layers[name])
+        own = [(f"{layers[name]}.{tensor}", 0) for tensor, _ in module.named_parameters(recurse=False)]
+        if getattr(module, "groups", 1) == 1 and all(key in left for key in own):
+            producers.append(Producer(layers[name]))
+            for key in own:
+                del left[key]
+    return PermutationGroup(
+        tuple(consumers), tuple(producers), tensors=tuple(TensorAxis(name, axis) for name, axis in left)
+    )
