@@ -119,8 +119,9 @@ def test_rotating_rows_and_columns_leaves_the_singular_values(shape: tuple[int, 
 @given(shape=shapes, seed=seeds, power=st.sampled_from([-160, -30, 30, 150]))
 def test_extreme_scales_scale_the_singular_values(shape: tuple[int, int], seed: int, power: int) -> None:
     W = np.random.default_rng(seed).standard_normal(shape)
-    factor = 10.0**power
-    assert svdvals(W * factor) / factor == pytest.approx(svdvals(W), rel=1e-12, abs=1e-12)
+    factor, values = 10.0**power, svdvals(W)
+    # Rounding W * factor moves every entry; the values are promised to 1e-10 of the largest.
+    assert np.abs(svdvals(W * factor) / factor - values).max() <= 1e-10 * values[0]
 
 
 @settings(max_examples=8)
