@@ -234,7 +234,7 @@ def test_inputs_of_another_dtype_are_refused():
 @pytest.mark.parametrize("name", _native.instruction_sets())
 @pytest.mark.parametrize("pattern", [(2, 4), (8, 16), (5, 7), (1, 32)])
 def test_every_instruction_set_of_this_cpu_gives_the_same_product(monkeypatch, name, pattern):
-    monkeypatch.setenv("MPCORE_SIMD", name)
+    monkeypatch.setenv("MPCORE_KERNELS", name)
     rng = np.random.default_rng(0)
     W = weights(70, 11, pattern)
     for tokens in (1, 5, 30, 120):
@@ -245,8 +245,8 @@ def test_every_instruction_set_of_this_cpu_gives_the_same_product(monkeypatch, n
 
 
 def test_an_instruction_set_this_cpu_lacks_is_refused(monkeypatch):
-    monkeypatch.setenv("MPCORE_SIMD", "sse9")
-    with pytest.raises(ValueError, match='MPCORE_SIMD: "sse9" is not one of portable'):
+    monkeypatch.setenv("MPCORE_KERNELS", "sse9")
+    with pytest.raises(ValueError, match='MPCORE_KERNELS: "sse9" is not one of portable'):
         nm_linear(pack(weights(4, 2, (2, 4)), "2:4"), np.ones((1, 8), np.float32))
 
 

@@ -6,6 +6,8 @@
 
 use std::sync::OnceLock;
 
+use crate::{Error, Result};
+
 /// A computation whose loops are worth compiling again for wider vectors.
 pub(crate) trait Kernel {
     /// What it returns.
@@ -19,7 +21,7 @@ pub(crate) trait Kernel {
 pub enum Level {
     /// What every CPU of the architecture has.
     Portable,
-    /// 256 bits.
+    /// 256 bits: AVX2 and FMA.
     Avx2,
     /// 512 bits: AVX-512 F, BW, DQ and VL.
     Avx512,
@@ -45,10 +47,10 @@ impl Level {
         match self {
             Self::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2"),
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
-                is_x86_feature_detected!("avx2")
+                Self::Avx2.is_here()
                     && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
@@ -58,42 +60,63 @@ impl Level {
             _ => false,
         }
     }
+
+    /// Those of this CPU, from narrow to wide.
+    #[must_use]
+    pub fn here() -> impl DoubleEndedIterator<Item = Self> + Clone {
+        Self::ALL.into_iter().filter(|level| level.is_here())
+    }
+
+    /// The widest of this CPU.
+    #[must_use]
+    pub fn widest() -> Self {
+        Self::here().next_back().unwrap_or(Self::Portable)
+    }
+
+    /// The one that [`VARIABLE`] names, or else the widest.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a word that names no level of this CPU.
+    pub fn from_environment() -> Result<Self> {
+        match std::env::var_os(VARIABLE) {
+            None => Ok(Self::widest()),
+            Some(word) => Self::from_name(&word.to_string_lossy()),
+        }
+    }
+
+    /// Refuse a level that this CPU lacks.
+    ///
+    /// # Errors
+    /// [`Error::Setting`].
+    pub(crate) fn check(self) -> Result<()> {
+        Self::from_name(self.name()).map(|_| ())
+    }
+
+    fn from_name(word: &str) -> Result<Self> {
+        Self::here()
+            .find(|level| level.name() == word)
+            .ok_or_else(|| Error::Setting {
+                name: VARIABLE,
+                got: word.to_owned(),
+                wanted: format!(
+                    "one of {} (what this CPU has)",
+                    Self::here().map(Self::name).collect::<Vec<_>>().join(", ")
+                ),
+            })
+    }
 }
 
-/// The environment variable that chooses a narrower level than the CPU has.
+/// The environment variable that chooses a narrower level than the CPU has: `portable`, `avx2` or `avx512`.
 pub const VARIABLE: &str = "MPCORE_KERNELS";
 
 /// The level in use: the widest of this CPU, or the one that [`VARIABLE`] names. It is chosen once.
 ///
 /// # Panics
-/// If the variable names no level of this CPU; see [`check`].
+/// If the variable names no level of this CPU; the Python package refuses it when it is imported.
 #[must_use]
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| chosen().unwrap_or_else(|message| panic!("{message}")))
-}
-
-/// Whether [`VARIABLE`] can be obeyed.
-///
-/// # Errors
-/// A message that names its value and the levels of this CPU.
-pub fn check() -> Result<(), String> {
-    chosen().map(|_| ())
-}
-
-fn chosen() -> Result<Level, String> {
-    let mut here = Level::ALL.into_iter().filter(|level| level.is_here());
-    match std::env::var_os(VARIABLE) {
-        None => Ok(here.next_back().unwrap_or(Level::Portable)),
-        Some(name) => here.find(|level| name == level.name()).ok_or_else(|| {
-            let names = Level::ALL.into_iter().filter(|level| level.is_here());
-            let names: Vec<_> = names.map(Level::name).collect();
-            format!(
-                "{VARIABLE}: \"{}\" is not one of {names:?}, the kernels of this CPU",
-                name.display()
-            )
-        }),
-    }
+    *LEVEL.get_or_init(|| Level::from_environment().unwrap_or_else(|error| panic!("{error}")))
 }
 
 /// Run `kernel` in the version of the level in use.
@@ -142,5 +165,22 @@ mod tests {
     fn the_level_in_use_is_one_of_this_cpu() {
         assert!(level().is_here() && Level::Portable.is_here());
         assert!(Level::Avx512 > Level::Avx2 && Level::Avx2 > Level::Portable);
+    }
+
+    #[test]
+    fn a_level_is_chosen_by_its_name() {
+        assert_eq!(Level::from_name("portable"), Ok(Level::Portable));
+        let refused = Level::from_name("sse9").unwrap_err().to_string();
+        assert!(
+            refused.starts_with("MPCORE_KERNELS: \"sse9\" is not one of portable"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn what_this_cpu_lacks_is_refused() {
+        for level in Level::ALL {
+            assert_eq!(level.check().is_ok(), level.is_here());
+        }
     }
 }

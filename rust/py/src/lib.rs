@@ -5,6 +5,7 @@
     reason = "pyo3 hands over its array guards by value"
 )]
 
+use mpcore_core::vector::Level;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -19,7 +20,7 @@ mod spectra;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    mpcore_core::vector::check().map_err(PyValueError::new_err)?;
+    Level::from_environment().map_err(|error| PyValueError::new_err(error.to_string()))?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     edge::register(module)?;
     spectra::register(module)?;

@@ -3,8 +3,9 @@
 use mpcore_core::nm::Pattern;
 use mpcore_core::nm::pack;
 use mpcore_core::sparse::{
-    Activation, Field, Input, Isa, Layer, Order, Output, Team, Weights, remember_process,
+    Activation, Field, Input, Layer, Order, Output, Team, Weights, remember_process,
 };
+use mpcore_core::vector::Level;
 use numpy::{
     IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArrayDyn,
     PyReadwriteArrayDyn, PyUntypedArrayMethods,
@@ -66,8 +67,7 @@ fn unpack_weights<'py>(
 /// The instruction sets of this CPU that the sparse kernels know, the widest last.
 #[pyfunction]
 fn instruction_sets() -> Vec<&'static str> {
-    let here = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-    here.map(Isa::name).collect()
+    Level::here().map(Level::name).collect()
 }
 
 /// Weights in the order in which the kernels of this CPU read them.
@@ -117,11 +117,17 @@ impl NmWeights {
     ) -> PyResult<Self> {
         let shape = (values.shape()[0], columns);
         Pattern::new(keep, group)
-            .and_then(|pattern| Ok((pattern, Isa::from_environment()?)))
+            .and_then(|pattern| Ok((pattern, Level::from_environment()?)))
             .map_err(|error| to_python(&error))
-            .and_then(|(pattern, isa)| {
-                Weights::new(values.as_slice()?, places.as_slice()?, shape, pattern, isa)
-                    .map_err(|error| to_python(&error))
+            .and_then(|(pattern, level)| {
+                Weights::new(
+                    values.as_slice()?,
+                    places.as_slice()?,
+                    shape,
+                    pattern,
+                    level,
+                )
+                .map_err(|error| to_python(&error))
             })
             .map(Self)
     }

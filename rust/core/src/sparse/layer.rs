@@ -5,7 +5,6 @@ use std::marker::PhantomData;
 use super::activation::Activation;
 use super::field::{Field, Input, Order};
 use super::grid::Grid;
-use super::isa::Isa;
 use super::lanes::{Few, ROWS};
 use super::output::{Output, Sink};
 use super::panel::Job;
@@ -14,6 +13,7 @@ use super::simd::{Avx2, Avx512};
 use super::simd::{Portable, Simd, narrowed, widened};
 use super::team::Team;
 use super::weights::Weights;
+use crate::vector::Level;
 use crate::{Error, Result};
 
 /// From this many tokens on, a panel of one register beats the selection in registers.
@@ -49,9 +49,10 @@ impl Layer<'_> {
     /// # Examples
     /// ```
     /// use mpcore_core::nm::Pattern;
-    /// use mpcore_core::sparse::{Activation, Input, Isa, Layer, Order, Output, Team, Weights};
+    /// use mpcore_core::sparse::{Activation, Input, Layer, Order, Output, Team, Weights};
+    /// use mpcore_core::vector::Level;
     /// let pattern = Pattern::new(2, 4)?;
-    /// let weights = Weights::new(&[2.0, 3.0], &[0, 3], (1, 4), pattern, Isa::widest())?;
+    /// let weights = Weights::new(&[2.0, 3.0], &[0, 3], (1, 4), pattern, Level::widest())?;
     /// let layer = Layer { weights: &weights, bias: Some(&[0.5]), activation: Activation::Identity, bfloat16: false };
     /// let mut output = [0.0];
     /// let input = Input::F32(&[1.0, 9.0, 9.0, 10.0]);
@@ -98,14 +99,14 @@ impl Layer<'_> {
             self.bias,
             self.activation,
         );
-        match self.weights.isa {
-            Isa::Portable => self.multiply::<Portable>(input, field, grid, &sink, team),
+        match self.weights.level {
+            Level::Portable => self.multiply::<Portable>(input, field, grid, &sink, team),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => self.multiply::<Avx2>(input, field, grid, &sink, team),
+            Level::Avx2 => self.multiply::<Avx2>(input, field, grid, &sink, team),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => self.multiply::<Avx512>(input, field, grid, &sink, team),
+            Level::Avx512 => self.multiply::<Avx512>(input, field, grid, &sink, team),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => unreachable!("Weights::new refuses them here"),
+            Level::Avx2 | Level::Avx512 => unreachable!("Weights::new refuses them here"),
         }
         Ok(())
     }

@@ -3,7 +3,6 @@
 mod activation;
 mod field;
 mod grid;
-mod isa;
 mod lanes;
 mod layer;
 mod output;
@@ -14,7 +13,6 @@ mod weights;
 
 pub use activation::Activation;
 pub use field::{Field, Input, Order};
-pub use isa::{Isa, VARIABLE};
 pub use layer::Layer;
 pub use output::Output;
 pub use team::{Team, remember_process};

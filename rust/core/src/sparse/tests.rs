@@ -2,9 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::{Activation, Field, Input, Isa, Layer, Order, Output, Team, Weights};
+use super::{Activation, Field, Input, Layer, Order, Output, Team, Weights};
 use crate::nm::Pattern;
 use crate::nm::pack::unpack;
+use crate::vector::Level;
 
 /// A stream of values in [-1, 1).
 fn stream(seed: u32) -> impl FnMut() -> f32 {
@@ -50,13 +51,9 @@ impl Example {
         }
     }
 
-    fn weights(&self, isa: Isa) -> Weights {
-        Weights::new(&self.values, &self.places, self.shape, self.pattern, isa).unwrap()
+    fn weights(&self, level: Level) -> Weights {
+        Weights::new(&self.values, &self.places, self.shape, self.pattern, level).unwrap()
     }
-}
-
-fn here() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.is_available())
 }
 
 /// Input index of (image, y, x, channel), or of the output.
@@ -188,14 +185,14 @@ proptest! {
         let bias = with_bias.then_some(&bias[..]);
         let wanted = slowly(&example, &field, &input, bias);
         let mut fused: Option<Vec<f32>> = None;
-        for isa in here() {
-            let weights = example.weights(isa);
+        for level in Level::here() {
+            let weights = example.weights(level);
             let found = quickly(&weights, &field, &input, bias, Team::rayon(Some(1)));
             for (found, wanted) in found.iter().zip(&wanted) {
-                prop_assert!((f64::from(*found) - wanted).abs() < tolerance(&example), "{isa:?}: {found} {wanted}");
+                prop_assert!((f64::from(*found) - wanted).abs() < tolerance(&example), "{level:?}: {found} {wanted}");
             }
             prop_assert_eq!(&found, &quickly(&weights, &field, &input, bias, Team { threads: Some(3), openmp: true }));
-            if isa != Isa::Portable {
+            if level != Level::Portable {
                 prop_assert_eq!(&found, fused.get_or_insert(found.clone()));
             }
         }
@@ -216,11 +213,11 @@ proptest! {
         let mut next = stream(!seed);
         let input: Vec<f32> = (0..images * channels * size.0 * size.1).map(|_| next()).collect();
         let wanted = slowly(&example, &field, &input, None);
-        for isa in here() {
-            let weights = example.weights(isa);
+        for level in Level::here() {
+            let weights = example.weights(level);
             let found = quickly(&weights, &field, &input, None, Team::rayon(Some(1)));
             for (found, wanted) in found.iter().zip(&wanted) {
-                prop_assert!((f64::from(*found) - wanted).abs() < tolerance(&example), "{isa:?}: {found} {wanted}");
+                prop_assert!((f64::from(*found) - wanted).abs() < tolerance(&example), "{level:?}: {found} {wanted}");
             }
             prop_assert_eq!(&found, &quickly(&weights, &field, &input, None, Team::rayon(Some(2))));
         }
@@ -245,8 +242,8 @@ fn bfloat16_goes_in_and_out_rounded_once() {
             .iter()
             .map(|&bits| half::bf16::from_bits(bits).to_f32())
             .collect();
-        for isa in here() {
-            let weights = example.weights(isa);
+        for level in Level::here() {
+            let weights = example.weights(level);
             let layer = Layer {
                 weights: &weights,
                 bias: None,
@@ -305,8 +302,8 @@ fn what_is_not_kept_does_not_reach_the_output_even_if_it_is_not_finite() {
         let pattern = Pattern::new(keep, group).unwrap();
         let values = vec![1.0; 3 * keep];
         let places: Vec<u8> = (0..3 * keep).map(|place| (place % keep) as u8).collect();
-        for isa in here() {
-            let weights = Weights::new(&values, &places, (1, 3 * group), pattern, isa).unwrap();
+        for level in Level::here() {
+            let weights = Weights::new(&values, &places, (1, 3 * group), pattern, level).unwrap();
             for tokens in [1, 20] {
                 let input: Vec<f32> = (0..tokens * 3 * group)
                     .map(|column| if column % group < keep { 1.0 } else { f32::NAN })
@@ -317,7 +314,7 @@ fn what_is_not_kept_does_not_reach_the_output_even_if_it_is_not_finite() {
                 assert_eq!(
                     found,
                     vec![3.0 * keep as f32; tokens],
-                    "{isa:?} {keep}:{group}"
+                    "{level:?} {keep}:{group}"
                 );
             }
         }
@@ -327,7 +324,7 @@ fn what_is_not_kept_does_not_reach_the_output_even_if_it_is_not_finite() {
 #[test]
 fn sizes_that_do_not_fit_are_named() {
     let example = Example::new(2, 8, Pattern::new(2, 4).unwrap(), 3);
-    let weights = example.weights(Isa::Portable);
+    let weights = example.weights(Level::Portable);
     let layer = Layer {
         weights: &weights,
         bias: Some(&[1.0]),
@@ -364,7 +361,7 @@ fn sizes_that_do_not_fit_are_named() {
         &[4; 8],
         (2, 8),
         example.pattern,
-        Isa::Portable,
+        Level::Portable,
     );
     assert_eq!(
         bad.unwrap_err().to_string(),

@@ -6,7 +6,6 @@
 
 use std::sync::OnceLock;
 
-use super::isa::Isa;
 use super::lanes::Lanes;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
@@ -15,6 +14,7 @@ use crate::Result;
 use crate::nm::Pattern;
 use crate::nm::pack::check_places;
 use crate::nm::pack::check_size;
+use crate::vector::Level;
 
 /// Columns of a block at most: 65 lines of 13 registers of AVX2 are 27 KB.
 const BLOCK: usize = 64;
@@ -26,7 +26,7 @@ pub(super) const QUAD: usize = 4;
 /// Weights of a layer, (rows x columns), ready to be multiplied with.
 #[derive(Debug)]
 pub struct Weights {
-    pub(super) isa: Isa,
+    pub(super) level: Level,
     rows: usize,
     columns: usize,
     pattern: Pattern,
@@ -59,14 +59,14 @@ impl Weights {
         places: &[u8],
         (rows, columns): (usize, usize),
         pattern: Pattern,
-        isa: Isa,
+        level: Level,
     ) -> Result<Self> {
-        isa.check()?;
+        level.check()?;
         let per_row = pattern.groups(columns, "W")? * pattern.keep();
         check_size("values", values.len(), rows * per_row)?;
         check_places(places, values.len(), pattern)?;
         let mut weights = Self {
-            isa,
+            level,
             rows,
             columns,
             pattern,
@@ -116,14 +116,14 @@ impl Weights {
 
     /// Values of f32 from one line of a panel to the next, for the widest panel.
     pub(super) fn line(&self) -> usize {
-        match self.isa {
-            Isa::Portable => Portable::WIDEST * Portable::LANES,
+        match self.level {
+            Level::Portable => Portable::WIDEST * Portable::LANES,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Avx2::WIDEST * Avx2::LANES,
+            Level::Avx2 => Avx2::WIDEST * Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Avx512::WIDEST * Avx512::LANES,
+            Level::Avx512 => Avx512::WIDEST * Avx512::LANES,
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => unreachable!("Weights::new refuses them here"),
+            Level::Avx2 | Level::Avx512 => unreachable!("Weights::new refuses them here"),
         }
     }
 
@@ -133,7 +133,7 @@ impl Weights {
 
     /// Columns of every block but the last.
     pub(super) fn block_width(&self) -> usize {
-        let most = if self.isa == Isa::Avx512 {
+        let most = if self.level == Level::Avx512 {
             BLOCK_512
         } else {
             BLOCK
