@@ -21,7 +21,7 @@ from mpcore._native import __version__
 from mpcore.certify import certify
 from mpcore.checkpoint import save_tensors, sha256
 from mpcore.folder import MANIFEST, RunFolder, hashes, write_text
-from mpcore.models import plans
+from mpcore.models import plans, tome
 from mpcore.models.apply import as_matrix, from_matrix, layer_of
 from mpcore.models.batches import digest, first, materialise, split
 from mpcore.models.calibrate import CalibrationStats, calibrate
@@ -149,6 +149,8 @@ class _Stages:
         self.seed, self.progress, self.source = seed, progress, source
 
     def run(self) -> PruneRun:
+        if self.recipe.tome:
+            self.merge_tokens(copy.deepcopy(self.dense))  # refused now rather than after the work
         stats = self.calibrate()
         layers = self.folder.once("inventory.json", LayerInventory, lambda: self.inventory(stats))
         spectra = self.spectra()
@@ -166,6 +168,9 @@ class _Stages:
         masks = {name: from_matrix(result.mask, result.plan.shape) for name, result in results.items()}
         save_model(self.dense, {}, self.folder.path / "dense.safetensors")
         save_model(pruned, masks, self.folder.path / "model.safetensors")
+        if self.recipe.tome:
+            self.merge_tokens(pruned)
+            trail.step("token merging", pruned)
         certificate = self.certify(trail)
         evaluation = self.evaluate(pruned)
         self.seal(patterns)
@@ -319,6 +324,12 @@ class _Stages:
         save_tensors(self.folder.path / "masks.safetensors", masks)
         plan.write(self.folder.path / "plan.json")
         return plan
+
+    def merge_tokens(self, model: nn.Module) -> None:
+        try:
+            tome.apply(model, self.recipe.tome)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"recipe: tome = {self.recipe.tome}, but {error}") from None
 
     def certify(self, trail: LogitTrail) -> Certificate:
         certificate = certify(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import timm
@@ -9,8 +11,11 @@ import torch
 
 import mpcore
 from mpcore.budget import uniform
+from mpcore.models import tome
 from mpcore.models.inventory import inventory
+from mpcore.models.permutation import interleave
 from mpcore.models.recipe import Recipe
+from mpcore.reference import kept_score
 
 VIT = {"img_size": 32, "patch_size": 16, "embed_dim": 96, "depth": 2, "num_heads": 2, "num_classes": 10}
 SMALL = {
@@ -66,3 +71,38 @@ def test_one_batch_of_random_images_goes_through_a_small_network_of_the_family(n
         mpcore.check_mask(np.moveaxis(weight, 1, -1) != 0, chosen)
         assert str(chosen) == pattern or name == "rmt-2025"
     assert mpcore.verify(run.folder).ok
+
+
+def test_a_recipe_with_token_merging_certifies_evaluates_reloads_and_distils_the_merging_network():
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 64, 64), torch.arange(8)
+    dense = timm.models.VisionTransformer(**{**VIT, "img_size": 64})
+    recipe = mpcore.Recipe(tome=3)
+    run = mpcore.prune(dense, recipe, calibration=[images], evaluation=[(images, labels)], progress=False)
+    assert tome.merged_per_block(run.model) == (3, 3)
+    assert tome.merged_per_block(dense) == ()
+    assert run.report.certificate.layers[-1].name == "token merging"
+    reloaded = mpcore.load(run.folder, timm.models.VisionTransformer(**{**VIT, "img_size": 64}))
+    with torch.no_grad():
+        merged = run.model(images)
+        assert torch.equal(reloaded(images), merged)
+        with tome.suspended(run.model):
+            assert not torch.allclose(run.model(images), merged)
+    student = mpcore.distill(run, [(images, labels)], epochs=1, progress=False).model
+    assert tome.merged_per_block(student) == (3, 3)
+    assert tome.merged_per_block(mpcore.load(run.folder, copy.deepcopy(student), which="dense")) == ()
+    assert mpcore.verify(run.folder).ok
+
+
+def test_token_merging_is_refused_at_once_where_there_are_no_tokens():
+    with pytest.raises(ValueError, match="recipe: tome = 8, but model: Sequential is not a timm VisionTransformer"):
+        mpcore.prune(torch.nn.Sequential(torch.nn.Linear(8, 8)), mpcore.Recipe(tome=8), calibration=[torch.ones(2, 8)])
+
+
+def test_interleaving_gives_every_group_a_column_of_each_run():
+    scores = np.random.default_rng(0).random((5, 16)).astype(np.float32) * np.arange(1, 17, dtype=np.float32)
+    found = interleave(scores, mpcore.Pattern("2:4"))
+    ranks = np.argsort(np.argsort(-scores.sum(0, dtype=np.float64)))[found.order]
+    np.testing.assert_array_equal(ranks.reshape(-1, 4) // 4, np.tile(np.arange(4), (4, 1)))
+    assert found.kept == kept_score(scores, found.order, 2, 4)
+    assert found.kept_identity == pytest.approx(kept_score(scores, np.arange(16), 2, 4), rel=1e-6)

@@ -38,8 +38,9 @@ class LogitTrail:
         return torch.cat(parts).numpy()
 
     def step(self, name: str, model: nn.Module) -> Matrix:
-        """Largest logit change of every sample since the last step; remembered under ``name``."""
-        logits = self._logits_from(name) if self._walk is not None else self.logits(model)
+        """Largest logit change of every sample since the last step; remembered under ``name``, a layer's or another."""
+        followed = self._walk is not None and name in self._walk[1]
+        logits = self._logits_from(name) if followed else self.logits(model)
         self.path[name] = np.abs(logits - self.now).max(axis=1)
         self.now = logits
         return self.path[name]

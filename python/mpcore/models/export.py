@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mpcore.models import tome
 from mpcore.models.source import build_model
 from mpcore.records import Manifest, atomic
 
@@ -71,7 +72,11 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, whic
         if not manifest.source:
             raise ValueError(f"{root}: the manifest does not say how to build the model; pass model=")
         model = build_model(manifest.source)
-    return load_weights(model, file).eval()
+    tome.remove(model)
+    load_weights(model, file).eval()
+    if which != "dense" and (merged := manifest.recipe.get("tome", 0)):
+        tome.apply(model, merged)
+    return model
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:

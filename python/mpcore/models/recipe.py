@@ -37,7 +37,8 @@ class Recipe:
             ``activation`` w^2 Var x; ``quadratic`` the exact in-group cost r' C_g r (masks) with ``activation``
             (permutation).
         permute: reorder input channels where that can be folded into the neighbouring layers; ``"residual"`` reorders
-            whole residual streams too, where the exported network proves that they are free.
+            whole residual streams too, where the exported network proves that they are free; ``"interleave"`` deals the
+            columns by falling score instead of searching, as the paper does.
         solver: ``none`` keeps the dense weights under the mask; ``lstsq`` refits them to the layer's outputs;
             ``sparsegpt`` and ``admm`` choose mask and weights together.
         sequence: inputs of the layer-wise problem: ``parallel`` from the dense model; ``sequential`` from the
@@ -54,6 +55,8 @@ class Recipe:
         positions: at most so many positions of an image enter the moments of a convolution.
         permute_rounds: assignment rounds of the permutation search; fixed, so that a run can be repeated bit for bit.
         certify_samples: calibration samples on which the certificate is measured after every layer.
+        tome: tokens that every block of the pruned vision transformer merges (:mod:`mpcore.models.tome`); 0 for none.
+            Layers are pruned without merging; certificate, evaluation and distillation are with it.
 
     Raises:
         ValueError: for a choice that does not exist.
@@ -77,14 +80,15 @@ class Recipe:
     positions: int = 196
     permute_rounds: int = 150
     certify_samples: int = 32
+    tome: int = 0
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"recipe: {name} = {value!r} is not one of {', '.join(choices)}")
-        if self.permute not in (True, False, "residual"):
-            raise ValueError(f"recipe: permute = {self.permute!r} is not true, false or 'residual'")
+        if self.permute not in (True, False, "residual", "interleave"):
+            raise ValueError(f"recipe: permute = {self.permute!r} is not true, false, 'residual' or 'interleave'")
         for value in self.pattern.values() if isinstance(self.pattern, dict) else (self.pattern,):
             if value != "dense":
                 Pattern(value)
@@ -93,6 +97,8 @@ class Recipe:
         for name in ("positions", "certify_samples", "sensitivity_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe: {name} = {getattr(self, name)} is not at least 1")
+        if self.tome < 0:
+            raise ValueError(f"recipe: tome = {self.tome} is negative")
         if self.budget != "uniform" and isinstance(self.pattern, dict):
             raise ValueError(
                 f"recipe: budget = {self.budget!r} chooses the patterns itself and needs one pattern, not a table"

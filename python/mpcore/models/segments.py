@@ -168,23 +168,37 @@ class Path:
             return forward(self.model, inputs)
 
     def _enter_first(self) -> None:
-        """Whole forward passes: keep the first segment's input, and every segment's other arguments."""
-        self._inputs = []
+        """Keep the first segment's input, and every segment's other arguments.
+
+        Where the first batch shows that segments are given nothing but the activation, later batches are not run any
+        further than to the first segment.
+        """
+        self._inputs, alone = [], False
         for batch in self.batches:
+            entered = self.segments[:1] if alone else self.segments
             handles = [
-                self.model.get_submodule(name).register_forward_pre_hook(self._entry_hook(name), with_kwargs=True)
-                for name in self.segments
+                self.model.get_submodule(name).register_forward_pre_hook(
+                    self._entry_hook(name, alone), with_kwargs=True
+                )
+                for name in entered
             ]
             try:
                 forward(self.model, place(split(batch)[0], self.model))
+            except _Reached:
+                pass
             finally:
                 for handle in handles:
                     handle.remove()
+            alone = alone or not any(args or kwargs for extras in self._extras.values() for args, kwargs in extras)
+        if alone:
+            self._extras = {name: [((), {})] * len(self.batches) for name in self.segments}
 
-    def _entry_hook(self, name: str) -> Any:
+    def _entry_hook(self, name: str, alone: bool) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if name == self.segments[0]:
                 self._inputs.append(args[0].clone())
+            if alone:
+                raise _Reached
             self._extras[name].append((args[1:], kwargs))
 
         return hook
