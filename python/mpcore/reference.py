@@ -319,18 +319,23 @@ def bema(values: Array, n: int, trim: float, quantile: float) -> tuple[float, fl
 
 
 def energy_variance(values: Array, n: int, spikes: int) -> float:
-    """Variance s with sum of bulk eigenvalues = s (p - K)(n - K)(1 - sum of s / theta_i^2), by bisection.
+    """Variance s with sum of squared values = s p n + sum of squared strengths, by bisection.
 
-    theta_i^2 solves (theta^2 + s (n - K))(theta^2 + s (p - K)) / theta^2 = squared value.
+    The strengths of the spikes sum to sum_i L_i ((1 + s S_i)^2 - s^2 Q_i) - s (n - p + 1)(1 + s S_i) over the largest
+    squares L_i, with S_i and Q_i the sums over j of 1 / (L_j - L_i) and of its square.
     """
-    squares, P, N = np.sort(values)[::-1] ** 2, len(values) - spikes, n - spikes
-    low, high = 0.0, squares[spikes:].sum() / (P * N) * 10
+    squares, p = np.sort(values)[::-1] ** 2, len(values)
+    distances = squares[None, :] - squares[:spikes, None]
+    terms = np.divide(1, distances, out=np.zeros_like(distances), where=distances != 0)
+    top, S, Q = squares[:spikes], terms.sum(axis=1), (terms**2).sum(axis=1)
+
+    def excess(s: float) -> float:
+        strengths = top * ((1 + s * S) ** 2 - s**2 * Q) - s * (n - p + 1) * (1 + s * S)
+        return float(s * p * n + strengths.sum() - squares.sum())
+
+    low, high = 0.0, squares[spikes:].sum() / ((p - spikes) * (n - spikes)) * 10
     for _ in range(200):
-        s = (low + high) / 2
-        y = squares[:spikes] - s * (P + N)
-        theta_sq = (y + np.sqrt(np.clip(y**2 - 4 * s**2 * P * N, 0, None))) / 2
-        short = s * P * N * (1 - (s / np.maximum(theta_sq, s * (P * N) ** 0.5)).sum()) < squares[spikes:].sum()
-        low, high = (s, high) if short else (low, s)
+        low, high = ((low + high) / 2, high) if excess((low + high) / 2) < 0 else (low, (low + high) / 2)
     return float((low + high) / 2)
 
 

@@ -40,7 +40,7 @@ pub fn nonzero_lines<T: Real>(w: &[T], columns: usize) -> Result<(Vec<bool>, Vec
 }
 
 /// Excess kurtosis m4 / m2^2 - 3 about zero.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Kurtosis {
     /// Of all entries.
     pub all: f64,

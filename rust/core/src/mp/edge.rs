@@ -3,10 +3,11 @@
 use crate::linalg::survey::Kurtosis;
 use crate::linalg::values::{exponent, scale};
 use crate::mp::bootstrap;
+use crate::mp::energy::Energy;
 use crate::mp::fit::{self, Fit, Spectrum, TracyWidom};
 use crate::mp::free::{self, FreeEdge};
 use crate::mp::gof::GoodnessOfFit;
-use crate::mp::parametric::parametric;
+use crate::mp::parametric::{holds, parametric};
 use crate::mp::ranks;
 use crate::mp::report::{Report, Spike, without_noise};
 use crate::mp::spike;
@@ -52,9 +53,10 @@ pub struct Question {
     pub eps: f64,
 }
 
-/// Between this p-value and [`crate::mp::gof::LEVEL`] the parametric count of spikes stays if the free edge confirms it but for
-/// one: noise is rejected by chance at times, and a row of many spikes ends like a bulk, so that the smallest count the
-/// free edge confirms may be none of them (5 of 2400 simulated matrices with 20 or 40 % spikes lost all of them so).
+/// A rejected law's count of spikes stays where the free edge confirms it: exactly, or but for one at p-values above this.
+///
+/// Noise is rejected by chance at times; but a row of many spikes ends like a bulk, so that the smallest count the free
+/// edge confirms may be none of them (5 of 2400 simulated matrices with 20 or 40 % spikes lost all of them so).
 const DOUBT: f64 = 1e-5;
 
 /// Normal quantile of a 95 % interval.
@@ -161,8 +163,12 @@ impl<'a> Search<'a> {
         let most = question.most.unwrap_or(ceiling).min(ceiling);
         let (fit, gof) = parametric(spectrum, question, quantile, most);
         let same = free::given(spectrum, quantile, fit.spikes);
-        let confirmed = same.spikes.abs_diff(fit.spikes) <= 1;
-        let free = if gof.accepted || (gof.p_value >= DOUBT && confirmed) {
+        let confirmed = if gof.p_value >= DOUBT {
+            same.spikes.abs_diff(fit.spikes) <= 1
+        } else {
+            same.settled && same.spikes == fit.spikes
+        };
+        let free = if confirmed || holds(spectrum, &fit, &gof) {
             same
         } else {
             free::search(spectrum, quantile, most.min(fit.spikes.max(10) * 2))
@@ -181,14 +187,14 @@ impl<'a> Search<'a> {
 
     fn report(mut self) -> Report {
         let use_free = match self.question.model {
-            Model::Auto => !self.gof.accepted,
+            Model::Auto => !holds(self.spectrum, &self.fit, &self.gof),
             Model::Free => true,
             _ => false,
         };
         if use_free {
             let spikes = self.free.spikes.min(self.most);
             self.fit.spikes = spikes;
-            self.fit.sigma_sq = fit::energy_variance(self.spectrum, &self.fit);
+            self.fit.sigma_sq = Energy::new(self.spectrum).variance(spikes);
         }
         let (se, interval) = self.variance_interval();
         let chosen = self.choose(use_free, interval);
@@ -247,7 +253,8 @@ impl<'a> Search<'a> {
         }
         // Variance of a mean of squares of independent entries; at least a tenth of the normal one.
         let relative = ((2.0 + self.question.kurtosis.noise).max(0.2) / (noise.p * noise.n)).sqrt();
-        let se = sigma_sq * relative / fit::energy_slope(self.spectrum, &self.fit).max(0.1);
+        let slope = Energy::new(self.spectrum).slope(&self.fit);
+        let se = sigma_sq * relative / slope.max(0.1);
         (se, ((sigma_sq - Z * se).max(0.0), sigma_sq + Z * se))
     }
 
@@ -373,10 +380,7 @@ mod tests {
             most: None,
             draws: 0,
             seed: 0,
-            kurtosis: Kurtosis {
-                all: 0.0,
-                noise: 0.0,
-            },
+            kurtosis: Kurtosis::default(),
             eps: 1e-7,
         };
         let mut rejected = 0;

@@ -1,5 +1,6 @@
 //! Noise variance and number of spikes under the Marchenko-Pastur law.
 
+use crate::mp::energy::Energy;
 use crate::mp::law::Law;
 use crate::mp::spike::Noise;
 use crate::mp::tracy_widom;
@@ -193,18 +194,19 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Variance from the energy of the bulk, as Kritchman and Nadler, at the deflated sizes:
-/// sum of the bulk = `sigma_sq` (p - K)(n - K) (1 - sum of `sigma_sq` / `theta_i`^2), the last factor being what the
-/// spikes of squared strength `theta_i`^2 take out of the bulk. The spikes are counted again until the count repeats.
+/// Variance from the energy of the bulk ([`Energy`]), the spikes being counted again until the count repeats.
+///
+/// Kritchman and Nadler correct the variance in the same way for a few spikes.
 ///
 /// # References
 /// S. Kritchman, B. Nadler, "Determining the number of components in a factor model from limited noisy data", 2008.
 #[must_use]
 pub fn energy(spectrum: &Spectrum, start: &Fit, quantile: f64, most: usize) -> Fit {
+    let mut energy = Energy::new(spectrum);
     let mut fit = *start;
     let mut seen = vec![fit.spikes];
     for _ in 0..50 {
-        fit.sigma_sq = energy_variance(spectrum, &fit);
+        fit.sigma_sq = energy.variance(fit.spikes);
         let spikes = spectrum.above(spectrum.threshold(&fit, quantile)).min(most);
         if seen.contains(&spikes) {
             break;
@@ -212,7 +214,7 @@ pub fn energy(spectrum: &Spectrum, start: &Fit, quantile: f64, most: usize) -> F
         seen.push(spikes);
         fit.spikes = spikes;
     }
-    while let Some(fewer) = without_last(spectrum, &fit, quantile) {
+    while let Some(fewer) = without_last(&mut energy, &fit, quantile) {
         fit = fewer;
     }
     fit
@@ -220,57 +222,14 @@ pub fn energy(spectrum: &Spectrum, start: &Fit, quantile: f64, most: usize) -> F
 
 /// The fit with one spike fewer, if the smallest spike does not stand out of it: counting a value as a spike lowers the
 /// variance, so that one that was counted by chance would confirm itself.
-fn without_last(spectrum: &Spectrum, fit: &Fit, quantile: f64) -> Option<Fit> {
-    let mut fewer = Fit {
-        spikes: fit.spikes.checked_sub(1)?,
-        ..*fit
+fn without_last(energy: &mut Energy, fit: &Fit, quantile: f64) -> Option<Fit> {
+    let spikes = fit.spikes.checked_sub(1)?;
+    let fewer = Fit {
+        sigma_sq: energy.variance(spikes),
+        spikes,
     };
-    fewer.sigma_sq = energy_variance(spectrum, &fewer);
+    let spectrum = energy.spectrum();
     (spectrum.top(fit.spikes)[0] <= spectrum.threshold(&fewer, quantile)).then_some(fewer)
-}
-
-/// The variance that solves the energy equation for the spikes of `fit`, by fixed-point iteration.
-#[must_use]
-pub fn energy_variance(spectrum: &Spectrum, fit: &Fit) -> f64 {
-    let noise = spectrum.noise(fit);
-    let bulk: f64 = spectrum.bulk(fit.spikes).iter().sum();
-    let mean = bulk / (noise.p * noise.n);
-    let mut current = Fit {
-        sigma_sq: mean,
-        spikes: fit.spikes,
-    };
-    for _ in 0..200 {
-        let taken: f64 = spectrum
-            .strengths(&current)
-            .iter()
-            .map(|theta_sq| current.sigma_sq / theta_sq)
-            .sum();
-        // Spikes at the very edge of a small bulk could take more than there is.
-        let next = mean / (1.0 - taken).max(0.1);
-        let change = (next - current.sigma_sq).abs();
-        current.sigma_sq = next;
-        if change <= 1e-14 * next {
-            break;
-        }
-    }
-    current.sigma_sq
-}
-
-/// Derivative of `sigma_sq` (1 - sum of `sigma_sq` / `theta_i`^2) in `sigma_sq` at `fit`: 1 without spikes, less with many,
-/// and so much wider is the error of the variance than that of the bulk's mean square.
-#[must_use]
-pub fn energy_slope(spectrum: &Spectrum, fit: &Fit) -> f64 {
-    const STEP: f64 = 1e-4;
-    let energy = |factor: f64| {
-        let near = Fit {
-            sigma_sq: factor * fit.sigma_sq,
-            ..*fit
-        };
-        let strengths = spectrum.strengths(&near);
-        let taken: f64 = strengths.iter().map(|t| near.sigma_sq / t).sum();
-        factor * (1.0 - taken)
-    };
-    (energy(1.0 + STEP) - energy(1.0 - STEP)) / (2.0 * STEP)
 }
 
 /// BEMA for noise of one variance: least squares through the origin of the values on the quantiles of ranks

@@ -64,7 +64,7 @@ const LAST: usize = 40;
 ///
 /// A block Krylov space of 16 vectors grows until every Ritz value above the Tracy-Widom threshold has converged and
 /// their number has not changed over two passes. The variance follows from the exact squared norm minus the spikes, as
-/// in [`crate::mp::fit::energy`]. It assumes one variance everywhere, so the second moment of the rest, measured with 16
+/// from the bulk's energy. It assumes one variance everywhere, so the second moment of the rest, measured with 16
 /// probes, has to agree with the law: otherwise there is no answer but a reason.
 ///
 /// # Errors
@@ -152,7 +152,8 @@ fn fit<T: Real>(
     }
 }
 
-/// The energy equation of [`crate::mp::fit::energy`], `mean` being bulk energy per entry.
+/// Variance with mean = variance (1 - sum of variance / `theta_i`^2), `mean` being the bulk's energy per entry: spikes take
+/// energy from the bulk one by one (Kritchman and Nadler). [`crate::mp::energy`] is more exact and needs the whole bulk.
 fn with_variance(mut noise: Noise, mean: f64, tops: &[f64]) -> Noise {
     noise.sigma_sq = mean;
     for _ in 0..100 {

@@ -2,6 +2,7 @@
 
 pub mod bootstrap;
 pub mod edge;
+pub mod energy;
 pub mod fit;
 pub mod free;
 pub mod gof;
