@@ -206,3 +206,15 @@ def test_records_in_the_folder_are_those_of_the_run(finished):
     assert MaskPlan.read(finished.folder / "plan.json") == finished.report.plan
     assert [row.model for row in EvalTable.read(finished.folder / "eval.json").rows] == ["dense", "pruned"]
     assert json.loads((finished.folder / "spectra.json").read_text())
+
+
+def test_masks_without_compensation_see_the_mean_of_the_inputs():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6))
+    inputs = torch.randn(64, 8) + torch.linspace(-3, 3, 8)
+    recipe = mpcore.Recipe(score="quadratic", solver="none", sequence="parallel", permute=False)
+    run = mpcore.prune(net, recipe, calibration=[inputs], progress=False)
+    gram = (inputs.double().T @ inputs.double() / 64).numpy()
+    groups = np.stack([gram[:4, :4], gram[4:, 4:]])
+    expected = mpcore.quadratic_mask(net[0].weight.detach().numpy(), groups, "2:4")
+    np.testing.assert_array_equal(run.model[0].weight.detach().numpy() != 0, expected)

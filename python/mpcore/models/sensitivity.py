@@ -83,7 +83,7 @@ def measure_sensitivities(
         reference = solved[references[name]]
         before = copy.deepcopy(pruned.state_dict())
         shift = None
-        if correctable and recipe.solver != "none":
+        if correctable:
             shift = (problem.weight - reference.weight).astype(np.float64) @ moments.pruned.mean
         plan = PlannedLayer(name, references[name], info[name].shape, 0, 1.0, reference.error, reference.error)
         walk.apply(name, Pruned(plan, reference.weight, reference.mask, shift))

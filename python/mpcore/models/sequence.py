@@ -100,7 +100,8 @@ class Walk:
         """The layer's problem, the moments behind it, and whether its mean output can be corrected."""
         self.walk_to(name)
         module = layer_of(self.pruned, name)
-        correctable = module.bias is not None or name in self.stats.norms
+        # Masks alone leave the mean output where they leave it, and have to be chosen with it in view.
+        correctable = self.recipe.solver != "none" and (module.bias is not None or name in self.stats.norms)
         moments = self._moments(name)
         problem = _problem(as_matrix(module.weight), moments, self.recipe.damping, centred=correctable)
         return problem, moments, correctable
@@ -110,9 +111,8 @@ class Walk:
         problem, moments, correctable = self.problem(name)
         module, weight = layer_of(self.pruned, name), problem.weight
         solution = solve(problem, self.patterns[name], self.recipe)
-        compensated = self.recipe.solver != "none"
         shift = None
-        if correctable and compensated:
+        if correctable:
             shift = (
                 weight.astype(np.float64) @ moments.dense_mean
                 - solution.weight.astype(np.float64) @ moments.pruned.mean
