@@ -41,6 +41,8 @@ METHODS = {
     "CAST + interleave": PAPER,
     "mpcore, no permutation": mpcore.Recipe(permute=False),
     "mpcore": mpcore.Recipe(),
+    "mpcore, residual": mpcore.Recipe(permute="residual"),
+    "mpcore, gather": mpcore.Recipe(permute="gather"),
 }
 CONTINUED = "dense continued"
 EPOCHS = (0, 3)

@@ -96,7 +96,10 @@ class Budget(Record):
 
 @dataclass(frozen=True)
 class PermutedGroup:
-    """One reordering of channels: ``order[new] = old``, folded into ``producers`` and ``consumers``."""
+    """One reordering of channels: ``order[new] = old``, folded into ``producers`` and ``consumers``.
+
+    ``gathered``: nothing could take it but the consumers, which read their inputs through it at run time.
+    """
 
     consumers: tuple[str, ...]
     producers: tuple[str, ...]
@@ -107,6 +110,7 @@ class PermutedGroup:
     upper_bound: float
     efficacy: float
     output_change: float  # largest |output after - output before| / largest |output|, in float64
+    gathered: bool = False
 
 
 @dataclass(frozen=True)

@@ -303,3 +303,34 @@ def test_heads_that_do_not_hold_whole_groups_stay_in_place():
     plan = run.report.plan
     assert plan.refused["blocks.0.attn.proj"] == "a run of 16 channels is not a multiple of group = 32"
     assert [group.consumers for group in plan.groups] == [("blocks.0.mlp.fc2",), ("blocks.1.mlp.fc2",)]
+
+
+@pytest.mark.parametrize("network", [TinyConvNet, tiny_vit])
+def test_gathered_layers_keep_more_and_reload(network, tmp_path):
+    batches = [images(16, channels=1, size=8) if network is tiny_vit else images(16)]
+    options = {"permute_rounds": 4, "certify_samples": 4, "solver": "none", "sequence": "parallel"}
+    run = mpcore.prune(network(), mpcore.Recipe(permute="gather", **options), calibration=batches, progress=False)
+    plain = mpcore.prune(network(), mpcore.Recipe(permute=True, **options), calibration=batches, progress=False)
+    gathered = [group for group in run.report.plan.groups if group.gathered]
+    assert gathered
+    assert len(run.report.plan.groups) == len(gathered) + len(plain.report.plan.groups)
+    assert all(group.kept >= group.kept_identity and group.output_change <= 1e-12 for group in gathered)
+    expected = run.model(batches[0])
+    for shape in (network(), copy.deepcopy(run.model)):
+        torch.testing.assert_close(mpcore.load(run.folder, shape)(batches[0]), expected, rtol=0, atol=0)
+    dense = mpcore.load(run.folder, network(), which="dense")
+    torch.testing.assert_close(dense(batches[0]), network().eval()(batches[0]), rtol=1e-4, atol=1e-5)
+    assert mpcore.verify(run.folder).ok
+
+
+def test_an_order_gathered_and_its_inverse_leave_the_layer_as_it_was():
+    layer, inputs = nn.Conv2d(8, 3, 1), torch.randn(2, 8, 4, 4)
+    net = nn.Sequential(copy.deepcopy(layer))
+    group, order = plans.PermutationGroup(("0",), (), gathered=True), torch.randperm(8)
+    with torch.no_grad():
+        plans.fold(net, group, order.tolist())
+        torch.testing.assert_close(net(inputs), layer(inputs))
+        assert not torch.equal(net[0].weight, layer.weight)
+        plans.fold(net, group, order.argsort().tolist())
+    assert torch.equal(net[0].weight, layer.weight)
+    assert not net[0]._forward_pre_hooks

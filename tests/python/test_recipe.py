@@ -28,7 +28,7 @@ def test_a_toml_file_is_a_recipe(tmp_path):
         ({"positions": 0}, "positions = 0 is not at least 1"),
         ({"budget": "seb", "pattern": {"*": "2:4"}}, "chooses the patterns itself"),
         ({"permute": 1}, "permute = 1 is not a bool"),
-        ({"permute": "all"}, "permute = 'all' is not true, false, 'residual' or 'interleave'"),
+        ({"permute": "all"}, "permute = 'all' is not true, false, 'residual', 'gather' or 'interleave'"),
         ({"skip": "head"}, "skip = 'head' is not a tuple"),
     ],
 )

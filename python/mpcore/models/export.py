@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mpcore.models import tome
+from mpcore.models import plans, tome
+from mpcore.models.apply import layer_of
 from mpcore.models.source import build_model
-from mpcore.records import Manifest, atomic
+from mpcore.records import Manifest, MaskPlan, atomic
 
+PLAN = "plan.json"
 FILES = {"student": "student.safetensors", "model": "model.safetensors", "dense": "dense.safetensors"}
 SHARED = "shared"
 """Metadata key: a JSON object, alias -> the name a tensor is stored under."""
@@ -73,7 +75,11 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, whic
             raise ValueError(f"{root}: the manifest does not say how to build the model; pass model=")
         model = build_model(manifest.source)
     tome.remove(model)
+    plans.ungather(model)
     load_weights(model, file).eval()
+    for group in MaskPlan.read(root / PLAN).groups if PLAN in manifest.files else ():
+        for name in group.consumers if group.gathered else ():
+            plans.gather(layer_of(model, name), torch.tensor(group.order))
     if which != "dense" and (merged := manifest.recipe.get("tome", 0)):
         tome.apply(model, merged)
     return model

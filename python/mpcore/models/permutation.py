@@ -76,16 +76,18 @@ def find_groups(
     """The groups that a recipe asks for, and consumer name -> why tracing refused it.
 
     Families are known by template. A network that matches none is traced on ``sample``, and so is every network whose
-    residual streams are to be permuted; where a template and the trace meet, the template goes first.
+    other layers are to be permuted too; where a template and the trace meet, the template goes first.
     """
     found = plans.find(model)
-    residual = recipe.permute == "residual"
-    if found and not residual:
+    if found and recipe.permute not in ("residual", "gather"):
         return found, {}
     traced = plans.trace(copy.deepcopy(model).eval(), place(sample, model))
     taken = {name for group in found for name in group.consumers}
+    residual = recipe.permute == "residual"
     extra = [*traced.groups, *(traced.streams if residual else ())]
     groups = found + tuple(group for group in extra if taken.isdisjoint(group.consumers))
+    if recipe.permute == "gather":
+        return groups + plans.at_run_time(model, {name for group in groups for name in group.consumers}), {}
     held_back = {name: RESIDUAL for group in traced.streams for name in group.consumers if not residual}
     refused = {name: why for name, why in {**traced.refused, **held_back}.items() if name not in taken}
     return groups, refused
@@ -167,4 +169,5 @@ def _record(
         upper_bound=upper,
         efficacy=(kept - identity) / room if room > 0 else 0.0,
         output_change=change,
+        gathered=group.gathered,
     )

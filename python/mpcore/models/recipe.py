@@ -37,8 +37,9 @@ class Recipe:
             ``activation`` w^2 Var x; ``quadratic`` the exact in-group cost r' C_g r (masks) with ``activation``
             (permutation).
         permute: reorder input channels where that can be folded into the neighbouring layers; ``"residual"`` reorders
-            whole residual streams too, where the exported network proves that they are free; ``"interleave"`` deals the
-            columns by falling score instead of searching, as the paper does.
+            whole residual streams too, where the exported network proves that they are free; ``"gather"`` lets every
+            other layer read its channels in another order at run time, for a copy of its input; ``"interleave"``
+            deals the columns by falling score instead of searching, as the paper does.
         solver: ``none`` keeps the dense weights under the mask; ``lstsq`` refits them to the layer's outputs;
             ``sparsegpt`` and ``admm`` choose mask and weights together.
         sequence: inputs of the layer-wise problem: ``parallel`` from the dense model; ``sequential`` from the
@@ -87,8 +88,9 @@ class Recipe:
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"recipe: {name} = {value!r} is not one of {', '.join(choices)}")
-        if self.permute not in (True, False, "residual", "interleave"):
-            raise ValueError(f"recipe: permute = {self.permute!r} is not true, false, 'residual' or 'interleave'")
+        if self.permute not in (True, False, "residual", "gather", "interleave"):
+            wanted = "true, false, 'residual', 'gather' or 'interleave'"
+            raise ValueError(f"recipe: permute = {self.permute!r} is not {wanted}")
         for value in self.pattern.values() if isinstance(self.pattern, dict) else (self.pattern,):
             if value != "dense":
                 Pattern(value)

@@ -9,6 +9,9 @@ no template knows, residual streams included.
 
 from mpcore.models.plans.find import find as find
 from mpcore.models.plans.fold import fold as fold
+from mpcore.models.plans.gather import at_run_time as at_run_time
+from mpcore.models.plans.gather import gather as gather
+from mpcore.models.plans.gather import ungather as ungather
 from mpcore.models.plans.templates import PermutationGroup as PermutationGroup
 from mpcore.models.plans.templates import Producer as Producer
 from mpcore.models.plans.templates import TensorAxis as TensorAxis

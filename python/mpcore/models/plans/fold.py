@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mpcore.models.apply import layer_of
+from mpcore.models.plans.gather import gather
 from mpcore.models.plans.templates import PermutationGroup
 
 
@@ -28,6 +29,9 @@ def fold(model: nn.Module, group: PermutationGroup, order: Sequence[int]) -> Non
     for tensor, axis, start in set(_moves(model, group, channels)):
         part = tensor.narrow(axis, start, channels)
         part.copy_(part.index_select(axis, index.to(tensor.device)))
+    if group.gathered:
+        for name in group.consumers:
+            gather(layer_of(model, name), index)
 
 
 def _moves(model: nn.Module, group: PermutationGroup, channels: int) -> Iterator[tuple[torch.Tensor, int, int]]:

@@ -28,7 +28,8 @@ class PermutationGroup:
     ``consumers`` read them (their input channels move), ``producers`` write them (their outputs move) and
     ``channelwise`` modules lie between (every parameter and buffer of that length moves). ``blocks`` > 1 keeps each
     of so many equal runs of channels, such as attention heads, in its place. ``tensors`` move besides: what a traced
-    network has between its layers, such as a position embedding.
+    network has between its layers, such as a position embedding. Where a group is ``gathered``, nothing that writes the
+    channels moves: the consumers read them in the new order at run time.
     """
 
     consumers: tuple[str, ...]
@@ -36,6 +37,7 @@ class PermutationGroup:
     channelwise: tuple[str, ...] = ()
     blocks: int = 1
     tensors: tuple[TensorAxis, ...] = ()
+    gathered: bool = False
 
 
 @dataclass(frozen=True)
