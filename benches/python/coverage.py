@@ -1,13 +1,17 @@
-"""How many layers of well-known networks mpcore can permute for free, beside what apex permutes.
+"""How many layers of well-known networks mpcore can permute for free, beside what apex permutes; what the others cost.
 
-Structure only (meta device): ``tests/python/test_plans.py`` checks that the orders leave outputs alone.
-Run as ``.venv/bin/python benches/python/coverage.py``.
+The first table is structure only (meta device): ``tests/python/test_plans.py`` checks that the orders leave outputs
+alone. The second one times networks whose other layers read their channels through a gather (``permute = "gather"``),
+random weights and orders, over the same network without. Run as ``.venv/bin/python benches/python/coverage.py``.
 """
 
 from __future__ import annotations
 
+import copy
+
 import timm
 import torch
+from tables import alternate, machine
 from torch import nn
 
 from mpcore.models import plans
@@ -25,8 +29,22 @@ NETWORKS = (
 """timm name, ends of the names of its private layers, what they are, apex: permuted / sparse layers (cited)."""
 
 
+TIMED = ("vit_small_patch16_224", "resnet50", "efficientnet_lite0")
+
+
 def main() -> None:
-    """Print one row per network, as a Markdown table."""
+    """Print both tables, in Markdown."""
+    cover()
+    print(f"\n{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads, float32\n")
+    print("| network (timm) | batch | gathered layers | time over that without, min / median |")
+    print("|---|---|---|---|")
+    for name in TIMED:
+        for batch in (1, 8):
+            print(gathering(name, batch))
+
+
+def cover() -> None:
+    """One row per network: layers that can be permuted."""
     print("| network (timm) | private layers | permuted | Linear and ungrouped Conv2d permuted, of all | apex |")
     print("|---|---|---|---|---|")
     for name, ends, words, apex in NETWORKS:
@@ -41,6 +59,21 @@ def main() -> None:
         private = [layer for layer in layers if layer.endswith(ends)]
         done = len(permuted.intersection(private))
         print(f"| {name} | {words} | {done}/{len(private)} | {len(permuted)}/{len(layers)} | {apex} |")
+
+
+@torch.inference_mode()
+def gathering(name: str, batch: int) -> str:
+    """One row: all layers outside the free groups gather."""
+    model = timm.create_model(name).eval()
+    taken = {consumer for group in plans.find(model) for consumer in group.consumers}
+    gathered, groups = copy.deepcopy(model), plans.at_run_time(model, taken)
+    for group in groups:
+        width = gathered.get_submodule(group.consumers[0]).weight.shape[1]
+        plans.fold(gathered, group, torch.randperm(width).tolist())
+    images = torch.randn(batch, 3, 224, 224)
+    before, after = alternate([lambda: model(images), lambda: gathered(images)], repeats=15)
+    ratios = " / ".join(f"{late / early:.2f}" for late, early in zip(after, before, strict=True))
+    return f"| {name} | {batch} | {len(groups)} | {ratios} |"
 
 
 if __name__ == "__main__":
