@@ -74,6 +74,7 @@ def main(
     epochs: Annotated[list[int], typer.Option(default_factory=lambda: list(EPOCHS), help="0 or 3.")],
     seed: Annotated[list[int], typer.Option(default_factory=lambda: [0, 1, 2], help="Of everything drawn.")],
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/accuracy"),
+    plot: Annotated[Path, typer.Option(help="The picture.")] = Path("docs/images/accuracy.png"),
     table: Annotated[bool, typer.Option("--table", help="Measure nothing: print and draw what is there.")] = False,
 ) -> None:
     """Measure what is missing, then print the table and draw accuracy against multiply-accumulates."""
@@ -89,6 +90,9 @@ def main(
     print(machine() + f", torch {torch.__version__}\n")
     for line in lines(cells):
         print(line)
+    if cells:
+        draw(cells, plot)
+        say(f"picture: {plot}")
 
 
 def measure(cells: list[Cell], bed: Bed, out: Path) -> None:
@@ -160,6 +164,34 @@ def entry(found: list[dict[str, float]]) -> str:
         spread = f" ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
         parts.append(f"{statistics.mean(values):.{digits}f}{spread}")
     return f"{parts[0]} ({parts[1]}; {len(found)})"
+
+
+def draw(cells: dict[Cell, dict[str, float]], path: Path) -> None:
+    """One panel per network: score against the share of multiply-accumulates that the pruned layers still do."""
+    from matplotlib.figure import Figure
+
+    names = sorted({cell.network for cell in cells})
+    figure = Figure(figsize=(4.2 * len(names), 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for index, method in enumerate(METHODS):
+            for epochs, style in ((0, "o-"), (3, "^--")):
+                points: dict[float, list[float]] = {}
+                for cell, found in cells.items():
+                    if (cell.network, cell.method, cell.epochs) == (name, method, epochs):
+                        points.setdefault(mpcore.Pattern(cell.pattern).density, []).append(100 * found["score"])
+                if not (x := sorted(points)):
+                    continue
+                label = f"{method}, {epochs} epochs"
+                axes.plot(x, [statistics.mean(points[d]) for d in x], style, color=f"C{index}", label=label, ms=5)
+        dense = [100 * f["score"] for c, f in cells.items() if (c.network, c.method) == (name, "dense")]
+        axes.axhline(statistics.mean(dense), color="0.4", lw=1)
+        axes.set(title=name, xlim=(0.2, 0.55), ylim=(0, 102))
+        axes.legend(fontsize=6.5, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("multiply-accumulates of the pruned layers, share of dense", fontsize=10)
+    figure.axes[0].set_ylabel("top-1 or, without labels, agreement with dense, %")
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
 
 
 if __name__ == "__main__":
