@@ -17,6 +17,7 @@ from mpcore.models.evaluate import keep_modes
 from mpcore.models.export import state_sha256
 from mpcore.models.memory import memory_kept
 from mpcore.models.objective import DistillSettings as DistillSettings
+from mpcore.models.optimizer import rates
 from mpcore.models.randomness import lend_generators
 from mpcore.models.trainer import History as History
 from mpcore.models.trainer import Trainer
@@ -67,35 +68,36 @@ def train_student(
     Raises:
         TypeError: if ``train`` cannot be iterated twice or has no length.
         ValueError: for an empty ``train``, a student with weights where a mask prunes or nothing to train, a teacher
-            that is the student, or a state in ``folder`` that another run left.
+            that is the student, features with nothing to compare, or a state in ``folder`` that another run left.
         mpcore.ConvergenceError: if the loss is no longer finite; the last state on disk is still good.
     """
     settings = settings or DistillSettings()
-    steps = _count_batches(train)
+    batches = _count_batches(train)
     if teacher is student:
         raise ValueError("distill: teacher and student are the same module; pass a copy")
     masks = {name: torch.as_tensor(mask) for name, mask in masks.items()}
     _check_masks(student, masks)
-    identity = _identity(student, teacher, settings, steps)
+    identity = _identity(student, teacher, settings, batches)
     models = (student,) if teacher is None else (student, teacher)
     device = next(student.parameters()).device
     with keep_modes(*models), lend_generators(device):
-        trainer = Trainer(student, teacher, masks, settings, steps)
-        state = TrainState(folder, student, trainer.optimizer, identity)
+        trainer = Trainer(student, teacher, masks, settings, batches)
+        state = TrainState(folder, student, trainer.optimizer, trainer.average.tensors, identity)
         if resume and (position := state.load()) is not None:
             trainer.take_up(position)
-        with progress_bar(progress, "train", settings.epochs * steps) as advance:
+        with progress_bar(progress, "train", settings.epochs * trainer.steps) as advance:
             trainer.run(train, state, advance)
     return History(tuple(trainer.entries))
 
 
-def _identity(student: nn.Module, teacher: nn.Module | None, settings: DistillSettings, steps: int) -> dict[str, Any]:
+def _identity(student: nn.Module, teacher: nn.Module | None, settings: DistillSettings, batches: int) -> dict[str, Any]:
     """What a state on disk must agree on to be taken up."""
     fields = dataclasses.asdict(settings)
+    fields["lr"], fields["weight_decay"] = rates(settings)
     del fields["save_every"]
     return {
         **fields,
-        "batches": steps,
+        "batches": batches,
         "student_sha256": state_sha256(student),
         "teacher_sha256": None if teacher is None else state_sha256(teacher),
     }

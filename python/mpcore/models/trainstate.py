@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ STATE, LOG = Path("progress") / "train.safetensors", "train.jsonl"
 
 
 class TrainState:
-    """``progress/train.safetensors`` in ``folder``: weights, optimizer moments, random generators, position.
+    """``progress/train.safetensors`` in ``folder``: weights, average, optimizer moments, random generators, position.
 
-    ``identity`` is what an earlier state must agree on. With ``folder`` None nothing is kept.
+    ``average`` is kept and filled by name; ``identity`` is what an earlier state must agree on. With ``folder`` None
+    nothing is kept.
     """
 
     def __init__(
@@ -29,10 +31,11 @@ class TrainState:
         folder: str | os.PathLike[str] | None,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        average: Mapping[str, Tensor],
         identity: dict[str, Any],
     ) -> None:
         self.folder = None if folder is None else Path(folder)
-        self.model, self.optimizer, self.identity = model, optimizer, identity
+        self.model, self.optimizer, self.average, self.identity = model, optimizer, average, identity
         self.device = next(model.parameters()).device
         self._generators: tuple[dict[str, Tensor], str] | None = None
 
@@ -42,6 +45,7 @@ class TrainState:
             return
         numbers, words = capture(self.device)
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         tensors |= {f"generator.{name}": tensor for name, tensor in numbers.items()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entry.items()}
@@ -71,6 +75,8 @@ class TrainState:
             raise ValueError(f"{path}: not a state of a training ({error})") from None
         self._check(path, about["identity"])
         self.model.load_state_dict(_part(tensors, "model."))
+        for name, tensor in _part(tensors, "average.").items():
+            self.average[name].copy_(tensor)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _part(tensors, "optimizer.").items():
             index, _, key = name.partition(".")
