@@ -35,6 +35,14 @@ def pair(seed: int = 0) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
     return student, teacher, masks
 
 
+def exact_pair() -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
+    """A pair without dropout in float64, where rounding hides nothing."""
+    teacher, student = TinyConvNet(0).double(), TinyConvNet(0).double()
+    _, _, masks = pair()
+    hold_masks(student, masks)
+    return student, teacher, masks
+
+
 def noisy(x: Tensor, generator: torch.Generator) -> Tensor:
     return x + 0.1 * torch.randn(x.shape, generator=generator)
 

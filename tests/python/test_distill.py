@@ -168,6 +168,7 @@ class Short(Endless):
         (X, TypeError, "wrap one batch"),
         (iter([X]), TypeError, "gives its batches once"),
         (Endless(), TypeError, "has no length"),
+        ([(X[:0], Y[:0])], ValueError, "no sample in the batches of step 1"),
         (Short(), ValueError, "gave 1 batches in epoch 1, its length is 2"),
     ],
 )

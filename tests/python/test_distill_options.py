@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from nets import TinyConvNet, tiny_vit
-from students import PowerCut, X, Y, batches, pair
+from students import PowerCut, X, Y, batches, exact_pair, pair
 from torch import Tensor, nn
 
-from mpcore.models.apply import hold_masks, layer_of
+from mpcore.models.apply import layer_of
 from mpcore.models.distill import DistillSettings, train_student
 from mpcore.models.export import state_sha256
 from mpcore.models.features import feature_loss, layer_outputs
@@ -35,14 +35,6 @@ def settings(**changes: Any) -> DistillSettings:
 
 def weights(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
-def exact_pair() -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
-    """A pair without dropout in float64, where rounding hides nothing."""
-    teacher, student = TinyConvNet(0).double(), TinyConvNet(0).double()
-    _, _, masks = pair()
-    hold_masks(student, masks)
-    return student, teacher, masks
 
 
 @pytest.mark.parametrize("chosen", OPTIONS, ids=str)

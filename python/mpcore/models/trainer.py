@@ -17,6 +17,7 @@ from mpcore.models.apply import hold_masks, layer_of
 from mpcore.models.batches import size, split
 from mpcore.models.objective import DistillSettings, Objective
 from mpcore.models.optimizer import WeightAverage, learning_rate, make_optimizer
+from mpcore.models.processes import Processes
 from mpcore.models.randomness import seed_generators
 from mpcore.models.trainstate import TrainState
 from mpcore.records import ConvergenceError, Record
@@ -46,7 +47,7 @@ class History(Record):
 class Trainer:
     """One training: the modules, where it stands and what it has logged.
 
-    ``masks`` are keyed by layer name; ``batches`` is the number of batches of an epoch.
+    ``masks`` are keyed by layer name; ``batches`` is the number of batches of an epoch, over all ``processes``.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Trainer:
         masks: Mapping[str, Tensor],
         settings: DistillSettings,
         batches: int,
+        processes: Processes,
     ) -> None:
         self.student, self.teacher, self.settings, self.batches = student, teacher, settings, batches
+        self.processes = processes
         self.steps = -(-batches // settings.accumulate)  # of an epoch
         self.masks = {name: mask.to(layer_of(student, name).weight.device) for name, mask in masks.items()}
         self.objective = Objective(student, teacher, self.masks, settings)
@@ -85,7 +88,7 @@ class Trainer:
         for epoch in range(self.step // self.steps, self.settings.epochs):
             _set_modes(self.student, self.teacher, update_batchnorm=self.settings.update_batchnorm)
             done = self.step - epoch * self.steps
-            batches = _epoch(train, self.settings.seed, epoch, self.batches)
+            batches = _epoch(train, self.settings.seed, epoch, self.batches, self.processes.rank)
             for index, group in enumerate(_grouped(batches, self.settings.accumulate)):
                 if index >= done:
                     self._train_on(group, epoch)
@@ -118,15 +121,19 @@ class Trainer:
         self._log(loss, epoch, lr)
 
     def _differentiate(self, group: list[Any]) -> float:
-        """Set the gradient of the mean loss over all samples of ``group`` and return that loss."""
+        """Set the gradient of the mean loss over all samples of ``group``, of all processes, and return that loss."""
         self.optimizer.zero_grad()
         samples = sum(size(split(batch)[0]) for batch in group)
+        if samples == 0:
+            raise ValueError(f"train: no sample in the batches of step {self.step + 1}")
         total = torch.zeros((), device=self.parameters[0].device)
         for batch in group:
-            inputs, targets = split(batch)
-            loss = self.objective(inputs, targets) * (size(inputs) / samples)
-            torch.autograd.backward(loss)
-            total += loss.detach()
+            inputs, targets = self.processes.share(batch)
+            if count := size(inputs):
+                loss = self.objective(inputs, targets) * (count / samples)
+                torch.autograd.backward(loss)
+                total += loss.detach()
+        self.processes.sum_gradients(self.parameters, total)
         return total.item()
 
     def _log(self, loss: float, epoch: int, lr: float) -> None:
@@ -148,8 +155,11 @@ def _set_modes(student: nn.Module, teacher: nn.Module | None, *, update_batchnor
         teacher.eval()
 
 
-def _epoch(train: Iterable[Any], seed: int, epoch: int, count: int) -> Iterator[Any]:
-    """The batches of one epoch: whatever draws random numbers for them starts from (seed, epoch)."""
+def _epoch(train: Iterable[Any], seed: int, epoch: int, count: int, rank: int) -> Iterator[Any]:
+    """The batches of one epoch: whatever draws random numbers for them starts from (seed, epoch).
+
+    Once all processes have settled on one order of the batches, each draws numbers of its own for dropout.
+    """
     seed_generators(seed, epoch)
     for owner in (train, getattr(train, "sampler", None)):
         if callable(set_epoch := getattr(owner, "set_epoch", None)):
@@ -160,6 +170,8 @@ def _epoch(train: Iterable[Any], seed: int, epoch: int, count: int) -> Iterator[
     for given, batch in enumerate(train, start=1):
         if given > count:
             break
+        if given == 1 and rank:
+            seed_generators(seed, epoch, rank, 1)
         yield batch
     if given != count:
         more = "more than " if given > count else ""

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mpcore.models.processes import Processes
 from mpcore.models.randomness import capture, restore
 from mpcore.records import FORMAT, atomic
 
@@ -23,7 +24,7 @@ class TrainState:
     """``progress/train.safetensors`` in ``folder``: weights, average, optimizer moments, random generators, position.
 
     ``average`` is kept and filled by name; ``identity`` is what an earlier state must agree on. With ``folder`` None
-    nothing is kept.
+    nothing is kept. Every process calls every method; the main one writes, all read.
     """
 
     def __init__(
@@ -33,9 +34,11 @@ class TrainState:
         optimizer: torch.optim.Optimizer,
         average: Mapping[str, Tensor],
         identity: dict[str, Any],
+        processes: Processes,
     ) -> None:
         self.folder = None if folder is None else Path(folder)
         self.model, self.optimizer, self.average, self.identity = model, optimizer, average, identity
+        self.processes = processes
         self.device = next(model.parameters()).device
         self._generators: tuple[dict[str, Tensor], str] | None = None
 
@@ -43,12 +46,16 @@ class TrainState:
         """Keep the present state, and the log that goes with it as train.jsonl."""
         if self.folder is None:
             return
-        numbers, words = capture(self.device)
+        generators = self.processes.gather(capture(self.device))
+        if not self.processes.main:
+            return
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        tensors |= {f"generator.{name}": tensor for name, tensor in numbers.items()}
+        for rank, (numbers, _) in enumerate(generators):
+            tensors |= {f"generator.{rank}.{name}": tensor for name, tensor in numbers.items()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entry.items()}
+        words = [words for _, words in generators]
         about = {"format": FORMAT, "identity": self.identity, "position": position, "generators": words}
         with atomic(self.folder / STATE) as temporary:
             # A copy of each: safetensors refuses tensors that share memory.
@@ -83,7 +90,8 @@ class TrainState:
             moments.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self._generators = _part(tensors, "generator."), about["generators"]
+        rank = self.processes.rank
+        self._generators = _part(tensors, f"generator.{rank}."), about["generators"][rank]
         position: dict[str, Any] = about["position"]
         return position
 
