@@ -14,6 +14,7 @@ from students import PowerCut, X, Y, batches, exact_pair, pair
 from torch import nn
 
 import mpcore
+import mpcore.cli
 from mpcore.models.distill import DistillSettings, train_student
 from mpcore.models.processes import Processes
 
@@ -58,6 +59,26 @@ def _resumed(folder: Path) -> tuple[nn.Module, nn.Module]:
     return whole, again
 
 
+def _from_the_command_line(folder: Path) -> None:
+    """``mpcore distill`` of a run that says how to build its network."""
+    arguments = [
+        "distill",
+        folder / "built",
+        "--train",
+        folder / "train.npz",
+        "--out",
+        folder / "copied",
+        "--lr",
+        "1e-3",
+    ]
+    sys.argv = ["mpcore", *map(str, arguments), "--epochs", "1", "--json"]
+    try:
+        mpcore.cli.main()
+    except SystemExit as done:
+        if done.code:
+            raise
+
+
 def _refused(seed: int, **settings: Any) -> str:
     student, teacher, masks = pair(seed)
     try:
@@ -79,6 +100,7 @@ def main(folder: Path) -> None:
     models["whole"], models["resumed"] = _resumed(folder / "state")
     recover(folder / "run")
     assert (folder / "run" / "student.safetensors").exists()
+    _from_the_command_line(folder)
     for name, model in models.items():
         save_file(model.state_dict(), own / f"{name}.safetensors")
     (own / "alike").write_text(_refused(me.rank))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nets import images, tiny_vit
@@ -21,6 +22,7 @@ import mpcore
 from mpcore.models.apply import layer_of
 from mpcore.models.processes import Processes
 from mpcore.models.recipe import Recipe
+from mpcore.models.source import load_model
 from mpcore.records import EvalTable
 
 RECIPE = Recipe(solver="none", sequence="parallel", permute_rounds=2, certify_samples=8)
@@ -30,13 +32,20 @@ RECIPE = Recipe(solver="none", sequence="parallel", permute_rounds=2, certify_sa
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes have done all that share_training.py does."""
     folder = tmp_path_factory.mktemp("two")
+    (folder / "network.py").write_text("from nets import tiny_vit as make\n")
+    np.savez(folder / "train.npz", inputs=images(32, channels=1, size=8).numpy(), targets=np.arange(32) % 10)
     calibration = [images(16, channels=1, size=8)]
-    mpcore.prune(tiny_vit(), RECIPE, calibration=calibration, out=folder / "run", progress=False)
+    for name, (model, source) in {
+        "run": (tiny_vit(), None),
+        "built": load_model(f"{folder}/network.py:make", weights=None, seed=0),
+    }.items():
+        mpcore.prune(model, RECIPE, calibration=calibration, out=folder / name, progress=False, source=source)
     shutil.copytree(folder / "run", folder / "alone")
     script = Path(__file__).with_name("share_training.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*launch, script, folder], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
     return folder
 
 
@@ -76,6 +85,13 @@ def test_a_recovered_run_is_written_once_and_verifies(two: Path) -> None:
     assert mpcore.verify(two / "run").ok
     assert [row.model for row in EvalTable.read(two / "run" / "eval.json").rows] == ["dense", "pruned", "distilled"]
     mpcore.check_mask(layer_of(found, "blocks.0.mlp.fc1").weight.detach().numpy() != 0, "2:4")
+
+
+def test_the_command_copies_the_run_and_speaks_once(two: Path) -> None:
+    assert json.loads((two / "stdout").read_text())["folder"] == str(two / "copied")
+    assert mpcore.verify(two / "copied").ok
+    assert (two / "copied" / "student.safetensors").exists()
+    assert not (two / "built" / "student.safetensors").exists()
 
 
 def test_processes_that_do_not_start_alike_are_refused(two: Path) -> None:

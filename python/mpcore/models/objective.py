@@ -68,9 +68,11 @@ class DistillSettings:
     save_every: int = 200
 
     def __post_init__(self) -> None:
+        for name, choices in {"optimizer": ("adamw", "sgd"), "precision": ("float32", "bfloat16")}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"distill: {name} = {getattr(self, name)!r}, wanted {' or '.join(choices)}")
         ranges = {
             "epochs": self.epochs >= 1,
-            "optimizer": self.optimizer in ("adamw", "sgd"),
             "lr": self.lr is None or 0 < self.lr < math.inf,
             "weight_decay": self.weight_decay is None or 0 <= self.weight_decay < math.inf,
             "warmup": 0 <= self.warmup <= 1,
@@ -79,7 +81,6 @@ class DistillSettings:
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "clip": 0 < self.clip <= math.inf,
             "accumulate": self.accumulate >= 1,
-            "precision": self.precision in ("float32", "bfloat16"),
             "ema": 0 <= self.ema < 1,
             "features": 0 <= self.features < math.inf,
             "seed": self.seed >= 0,
