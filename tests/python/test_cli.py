@@ -238,8 +238,6 @@ def test_prune_distill_evaluate_verify_and_report_work_from_the_command_line(ben
     assert [row["model"] for row in table["rows"]] == ["dense", "pruned", "distilled"]
     assert table["rows"][1]["top1"] == pruned["rows"][1]["top1"]
     assert table["rows"][0]["agreement"] == 1.0
-    wrong = run("distill", copy, "--train", bench_top / "train.npz", "--optimizer", "adam")
-    assert "optimizer = 'adam', wanted adamw or sgd" in complaint(wrong)
     for finished in (out, copy):
         verified = run("verify", finished, "--json")
         assert verified.exit_code == 0, verified.stdout
