@@ -22,6 +22,7 @@ from mpcore.models.distill import DistillRun, DistillSettings, train_student
 from mpcore.models.evaluate import evaluate
 from mpcore.models.export import load, save_model
 from mpcore.models.memory import memory_kept
+from mpcore.models.processes import Processes
 from mpcore.pipeline import PruneRun
 from mpcore.records import EvalTable, Manifest
 
@@ -43,7 +44,8 @@ def distill(
     """Let the pruned model learn the dense one's answers; its masks are held at every step.
 
     Writes student.safetensors, train.jsonl and certificate-student.json (measured on the first training samples) into
-    the run's folder and renews eval.json and manifest.json. The same call resumes an interrupted training.
+    the run's folder and renews eval.json and manifest.json. The same call resumes an interrupted training; in
+    the processes that ``accelerate launch`` or ``torchrun`` started it is one training that they share.
 
     Args:
         run: a PruneRun, or the folder of one.
@@ -55,7 +57,7 @@ def distill(
         seed: of everything random.
         resume: take up an interrupted training; False starts again.
         progress: a bar on stderr.
-        settings: further fields of :class:`mpcore.models.distill.DistillSettings`, such as ``lr``.
+        settings: further fields of :class:`mpcore.models.distill.DistillSettings`, such as ``lr`` or ``optimizer``.
 
     Raises:
         ValueError: if the folder holds no finished run, or a setting is out of range.
@@ -72,11 +74,14 @@ def distill(
     history = train_student(
         student, teacher or dense, masks, train, settings=chosen, folder=folder, resume=resume, progress=progress
     )
-    save_model(student, masks, folder / "student.safetensors")
-    _certify(folder, dense, pruned, student, train)
-    if held_out is not None:
-        _evaluate(folder, {"dense": dense, "pruned": pruned, "distilled": student}, held_out, progress=progress)
-    renew_manifest(folder)
+    processes = Processes.find()
+    if processes.main:
+        save_model(student, masks, folder / "student.safetensors")
+        _certify(folder, dense, pruned, student, train)
+        if held_out is not None:
+            _evaluate(folder, {"dense": dense, "pruned": pruned, "distilled": student}, held_out, progress=progress)
+        renew_manifest(folder)
+    processes.wait()
     return DistillRun(student.eval(), folder, history)
 
 

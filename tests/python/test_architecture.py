@@ -35,7 +35,7 @@ MAY_IMPORT: dict[int, set[str]] = {
 PACKAGES: dict[str, set[str]] = {
     "progress": {"rich"},
     "spectra": {"matplotlib", "ray"},
-    "models": {"torch", "timm", "torchvision", "PIL", "onnx", "onnxruntime"},
+    "models": {"torch", "timm", "torchvision", "PIL", "onnx", "onnxruntime", "accelerate"},
     "gpu": {"torch"},
     "engine": {"ray"},
     "pipeline": {"torch"},
@@ -119,7 +119,18 @@ def test_faer_is_named_in_one_file_and_the_core_knows_nothing_of_python(path: Pa
 
 @pytest.mark.parametrize("statement", ["import mpcore", "import mpcore.cli", "from mpcore.verify import verify"])
 def test_heavy_packages_are_not_loaded_by(statement: str) -> None:
-    heavy = {"torch", "timm", "torchvision", "matplotlib", "jinja2", "sklearn", "scipy", "ray", "rich.console"}
+    heavy = {
+        "torch",
+        "timm",
+        "torchvision",
+        "matplotlib",
+        "jinja2",
+        "sklearn",
+        "scipy",
+        "ray",
+        "accelerate",
+        "rich.console",
+    }
     program = f"import sys; {statement}; print(*[name for name in {sorted(heavy)!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

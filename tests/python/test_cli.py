@@ -227,8 +227,9 @@ def test_prune_distill_evaluate_verify_and_report_work_from_the_command_line(ben
     assert again == pruned, "a finished run is taken as it is"
 
     copy = bench_top / "distilled"
+    how = ("--epochs", "1", "--optimizer", "sgd", "--accumulate", "2", "--precision", "bfloat16")
     distilled = document(
-        run("distill", out, "--train", bench_top / "train.npz", "--epochs", "1", "--out", copy, "--json", "--quiet")
+        run("distill", out, "--train", bench_top / "train.npz", *how, "--out", copy, "--json", "--quiet")
     )
     assert distilled["folder"] == str(copy)
     assert not (out / "student.safetensors").exists()
@@ -359,9 +360,11 @@ def test_a_full_disk_leaves_no_half_document(monkeypatch: pytest.MonkeyPatch, tm
 def test_a_copied_run_is_taken_up_and_never_overwrites_something_else(folder: Path, tmp_path: Path) -> None:
     from mpcore.cli.distill import _copy
 
-    first = _copy(folder, tmp_path / "copy")
+    first = tmp_path / "copy"
+    _copy(folder, first)
     (first / "mark").write_text("still here")
-    assert (_copy(folder, tmp_path / "copy") / "mark").exists()
+    _copy(folder, first)
+    assert (first / "mark").exists()
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match="exists and is no run"):
         _copy(folder, tmp_path / "other")

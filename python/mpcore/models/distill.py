@@ -17,6 +17,8 @@ from mpcore.models.evaluate import keep_modes
 from mpcore.models.export import state_sha256
 from mpcore.models.memory import memory_kept
 from mpcore.models.objective import DistillSettings as DistillSettings
+from mpcore.models.optimizer import rates
+from mpcore.models.processes import Processes
 from mpcore.models.randomness import lend_generators
 from mpcore.models.trainer import History as History
 from mpcore.models.trainer import Trainer
@@ -54,6 +56,11 @@ def train_student(
     of the epoch: lists, :class:`mpcore.models.shuffle.ShuffledBatches`, and DataLoaders, whose generators are seeded
     here for every epoch. The global generators of the caller are left as they were.
 
+    Started in several processes (``accelerate launch``, ``torchrun``), each makes the same call with all the batches
+    and takes its share of every one; the gradient is that of the whole batch, so that only rounding and dropout tell
+    the result from that of one process. Models move to the process's device and back. The first process writes; all
+    must see the folder.
+
     Args:
         student: trained where it requires gradients; its modes are restored afterwards.
         teacher: frozen, in evaluation mode; None trains on the labels alone.
@@ -67,38 +74,50 @@ def train_student(
     Raises:
         TypeError: if ``train`` cannot be iterated twice or has no length.
         ValueError: for an empty ``train``, a student with weights where a mask prunes or nothing to train, a teacher
-            that is the student, or a state in ``folder`` that another run left.
+            that is the student, features with nothing to compare, a state in ``folder`` that another run left, or
+            processes that do not make the same call.
         mpcore.ConvergenceError: if the loss is no longer finite; the last state on disk is still good.
     """
     settings = settings or DistillSettings()
-    steps = _count_batches(train)
+    batches = _count_batches(train)
     if teacher is student:
         raise ValueError("distill: teacher and student are the same module; pass a copy")
     masks = {name: torch.as_tensor(mask) for name, mask in masks.items()}
     _check_masks(student, masks)
-    identity = _identity(student, teacher, settings, steps)
     models = (student,) if teacher is None else (student, teacher)
-    device = next(student.parameters()).device
-    with keep_modes(*models), lend_generators(device):
-        trainer = Trainer(student, teacher, masks, settings, steps)
-        state = TrainState(folder, student, trainer.optimizer, identity)
+    processes = Processes.find()
+    if settings.update_batchnorm and processes.count > 1:
+        raise ValueError("distill: update_batchnorm wants one process; of several each would see statistics of its own")
+    identity = _identity(student, teacher, settings, batches, processes)
+    with keep_modes(*models), processes.placed(*models), lend_generators(next(student.parameters()).device):
+        trainer = Trainer(student, teacher, masks, settings, batches, processes)
+        state = TrainState(folder, student, trainer.optimizer, trainer.average.tensors, identity, processes)
         if resume and (position := state.load()) is not None:
             trainer.take_up(position)
-        with progress_bar(progress, "train", settings.epochs * steps) as advance:
+        with progress_bar(progress and processes.main, "train", settings.epochs * trainer.steps) as advance:
             trainer.run(train, state, advance)
     return History(tuple(trainer.entries))
 
 
-def _identity(student: nn.Module, teacher: nn.Module | None, settings: DistillSettings, steps: int) -> dict[str, Any]:
-    """What a state on disk must agree on to be taken up."""
+def _identity(
+    student: nn.Module, teacher: nn.Module | None, settings: DistillSettings, batches: int, processes: Processes
+) -> dict[str, Any]:
+    """What a state on disk must agree on to be taken up, and all processes among themselves."""
     fields = dataclasses.asdict(settings)
+    fields["lr"], fields["weight_decay"] = rates(settings)
     del fields["save_every"]
-    return {
+    identity = {
         **fields,
-        "batches": steps,
+        "batches": batches,
+        "processes": processes.count,
         "student_sha256": state_sha256(student),
         "teacher_sha256": None if teacher is None else state_sha256(teacher),
     }
+    for rank, other in enumerate(processes.gather(identity)):
+        for key, value in identity.items():
+            if other[key] != value:
+                raise ValueError(f"distill: {key} is {value!r} in process {processes.rank}, {other[key]!r} in {rank}")
+    return identity
 
 
 def _count_batches(train: Any) -> int:

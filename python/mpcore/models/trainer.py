@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mpcore.models.apply import hold_masks, layer_of
-from mpcore.models.batches import forward, place, split
-from mpcore.models.objective import DistillSettings, distillation_loss
+from mpcore.models.batches import size, split
+from mpcore.models.objective import DistillSettings, Objective
+from mpcore.models.optimizer import WeightAverage, learning_rate, make_optimizer
+from mpcore.models.processes import Processes
 from mpcore.models.randomness import seed_generators
 from mpcore.models.trainstate import TrainState
 from mpcore.records import ConvergenceError, Record
 
-_UNDECAYED = frozenset({"pos_embed", "cls_token", "dist_token", "reg_token"})
 _LINES_PER_EPOCH = 20
 
 
@@ -45,7 +47,7 @@ class History(Record):
 class Trainer:
     """One training: the modules, where it stands and what it has logged.
 
-    ``masks`` are keyed by layer name; ``steps`` is the number of batches of an epoch.
+    ``masks`` are keyed by layer name; ``batches`` is the number of batches of an epoch, over all ``processes``.
     """
 
     def __init__(
@@ -54,15 +56,20 @@ class Trainer:
         teacher: nn.Module | None,
         masks: Mapping[str, Tensor],
         settings: DistillSettings,
-        steps: int,
+        batches: int,
+        processes: Processes,
     ) -> None:
-        self.student, self.teacher, self.settings, self.steps = student, teacher, settings, steps
+        self.student, self.teacher, self.settings, self.batches = student, teacher, settings, batches
+        self.processes = processes
+        self.steps = -(-batches // settings.accumulate)  # of an epoch
         self.masks = {name: mask.to(layer_of(student, name).weight.device) for name, mask in masks.items()}
-        self.optimizer = torch.optim.AdamW(_decay_groups(student, settings.weight_decay), lr=settings.lr, fused=True)
+        self.objective = Objective(student, teacher, self.masks, settings)
+        self.optimizer = make_optimizer(student, settings)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.step, self.seconds, self.losses = 0, 0.0, [0.0, 0.0]
         self.entries: list[HistoryEntry] = []
         hold_masks(student, self.masks)
+        self.average = WeightAverage(student, settings.ema)
 
     def take_up(self, position: dict[str, Any]) -> None:
         """Go on from where :meth:`position` stood."""
@@ -75,55 +82,59 @@ class Trainer:
         return {"step": self.step, "seconds": self.seconds, "losses": self.losses, "entries": entries}
 
     def run(self, train: Iterable[Any], state: TrainState, advance: Callable[[str], None]) -> None:
-        """Train to the last epoch, saving to ``state`` on the way."""
+        """Train to the last epoch, saving to ``state`` on the way; leave the average in the student if there is one."""
         for _ in range(self.step):
             advance("resumed")
         for epoch in range(self.step // self.steps, self.settings.epochs):
             _set_modes(self.student, self.teacher, update_batchnorm=self.settings.update_batchnorm)
             done = self.step - epoch * self.steps
-            for index, batch in enumerate(_epoch(train, self.settings.seed, epoch, self.steps)):
+            batches = _epoch(train, self.settings.seed, epoch, self.batches, self.processes.rank)
+            for index, group in enumerate(_grouped(batches, self.settings.accumulate)):
                 if index >= done:
-                    self._train_on(batch, epoch)
+                    self._train_on(group, epoch)
                     advance(f"epoch {epoch + 1}")
                     if self.step % self.settings.save_every == 0 or index + 1 == self.steps:
                         state.save(self.position())
                 elif index + 1 == done:
                     state.restore_generators()
+        self.average.give()
 
-    def _train_on(self, batch: Any, epoch: int) -> None:
+    def _train_on(self, group: list[Any], epoch: int) -> None:
+        """One step along the gradient of the mean loss over all samples of ``group``, a list of batches."""
         began = time.perf_counter()
-        lr = self.settings.lr * learning_rate(self.step, self.settings.epochs * self.steps, self.settings.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        loss = self._loss(*split(batch))
-        if not math.isfinite(value := loss.item()):
-            raise ConvergenceError(f"distill: the loss is {value} at step {self.step + 1} (lr {lr:.3g}); lower lr")
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        lr = self.optimizer.defaults["lr"]
+        lr *= learning_rate(self.step, self.settings.epochs * self.steps, self.settings.warmup)
+        loss = self._differentiate(group)
+        if not math.isfinite(loss):
+            raise ConvergenceError(f"distill: the loss is {loss} at step {self.step + 1} (lr {lr:.3g}); lower lr")
         for name, mask in self.masks.items():
             if (gradient := layer_of(self.student, name).weight.grad) is not None:
                 gradient.masked_fill_(~mask, 0.0)
         nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = lr
         self.optimizer.step()
         hold_masks(self.student, self.masks)
         self.step += 1
+        self.average.update(self.step)
         self.seconds += time.perf_counter() - began
-        self._log(value, epoch, lr)
+        self._log(loss, epoch, lr)
 
-    def _loss(self, inputs: Any, targets: Tensor | None) -> Tensor:
-        inputs = place(inputs, self.student)
-        answer = forward(self.student, inputs)
-        reference = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                reference = forward(self.teacher, place(inputs, self.teacher)).to(answer.device)
-            if reference.shape != answer.shape:
-                raise ValueError(
-                    f"distill: the teacher's logits are {tuple(reference.shape)}, the student's {tuple(answer.shape)}"
-                )
-        return distillation_loss(
-            answer, reference, None if targets is None else targets.to(answer.device), self.settings
-        )
+    def _differentiate(self, group: list[Any]) -> float:
+        """Set the gradient of the mean loss over all samples of ``group``, of all processes, and return that loss."""
+        self.optimizer.zero_grad()
+        samples = sum(size(split(batch)[0]) for batch in group)
+        if samples == 0:
+            raise ValueError(f"train: no sample in the batches of step {self.step + 1}")
+        total = torch.zeros((), device=self.parameters[0].device)
+        for batch in group:
+            inputs, targets = self.processes.share(batch)
+            if count := size(inputs):
+                loss = self.objective(inputs, targets) * (count / samples)
+                torch.autograd.backward(loss)
+                total += loss.detach()
+        self.processes.sum_gradients(self.parameters, total)
+        return total.item()
 
     def _log(self, loss: float, epoch: int, lr: float) -> None:
         self.losses = [self.losses[0] + loss, self.losses[1] + 1]
@@ -132,30 +143,6 @@ class Trainer:
             mean = self.losses[0] / self.losses[1]
             self.entries.append(HistoryEntry(self.step, epoch + 1, mean, lr, round(self.seconds, 3)))
             self.losses = [0.0, 0.0]
-
-
-def learning_rate(step: int, total: int, warmup: float) -> float:
-    """Share of the peak rate at ``step`` (from 0) of ``total``: linear rise over ``warmup``, then a half cosine.
-
-    Example:
-        >>> [round(learning_rate(step, 4, 0.5), 3) for step in range(4)]
-        [0.5, 1.0, 0.75, 0.25]
-    """
-    rising = round(warmup * total)
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising + 1) / (total - rising + 1)))
-
-
-def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not named:
-        raise ValueError("distill: no parameter of the student requires a gradient")
-    free = [p for name, p in named if p.ndim <= 1 or name.rpartition(".")[2] in _UNDECAYED]
-    chosen = {id(parameter) for parameter in free}
-    decayed = [parameter for _, parameter in named if id(parameter) not in chosen]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
 
 
 def _set_modes(student: nn.Module, teacher: nn.Module | None, *, update_batchnorm: bool) -> None:
@@ -168,8 +155,11 @@ def _set_modes(student: nn.Module, teacher: nn.Module | None, *, update_batchnor
         teacher.eval()
 
 
-def _epoch(train: Iterable[Any], seed: int, epoch: int, steps: int) -> Iterator[Any]:
-    """The batches of one epoch: whatever draws random numbers for them starts from (seed, epoch)."""
+def _epoch(train: Iterable[Any], seed: int, epoch: int, count: int, rank: int) -> Iterator[Any]:
+    """The batches of one epoch: whatever draws random numbers for them starts from (seed, epoch).
+
+    Once all processes have settled on one order of the batches, each draws numbers of its own for dropout.
+    """
     seed_generators(seed, epoch)
     for owner in (train, getattr(train, "sampler", None)):
         if callable(set_epoch := getattr(owner, "set_epoch", None)):
@@ -178,9 +168,17 @@ def _epoch(train: Iterable[Any], seed: int, epoch: int, steps: int) -> Iterator[
             generator.manual_seed(torch.initial_seed() >> 1)
     given = 0
     for given, batch in enumerate(train, start=1):
-        if given > steps:
+        if given > count:
             break
+        if given == 1 and rank:
+            seed_generators(seed, epoch, rank, 1)
         yield batch
-    if given != steps:
-        more = "more than " if given > steps else ""
-        raise ValueError(f"train: gave {more}{min(given, steps)} batches in epoch {epoch + 1}, its length is {steps}")
+    if given != count:
+        more = "more than " if given > count else ""
+        raise ValueError(f"train: gave {more}{min(given, count)} batches in epoch {epoch + 1}, its length is {count}")
+
+
+def _grouped(batches: Iterator[Any], count: int) -> Iterator[list[Any]]:
+    """``count`` batches at a time; the last group holds what is left."""
+    while group := list(islice(batches, count)):
+        yield group

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mpcore.models.processes import Processes
 from mpcore.models.randomness import capture, restore
 from mpcore.records import FORMAT, atomic
 
@@ -19,9 +21,10 @@ STATE, LOG = Path("progress") / "train.safetensors", "train.jsonl"
 
 
 class TrainState:
-    """``progress/train.safetensors`` in ``folder``: weights, optimizer moments, random generators, position.
+    """``progress/train.safetensors`` in ``folder``: weights, average, optimizer moments, random generators, position.
 
-    ``identity`` is what an earlier state must agree on. With ``folder`` None nothing is kept.
+    ``average`` is kept and filled by name; ``identity`` is what an earlier state must agree on. With ``folder`` None
+    nothing is kept. Every process calls every method; the main one writes, all read.
     """
 
     def __init__(
@@ -29,10 +32,13 @@ class TrainState:
         folder: str | os.PathLike[str] | None,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        average: Mapping[str, Tensor],
         identity: dict[str, Any],
+        processes: Processes,
     ) -> None:
         self.folder = None if folder is None else Path(folder)
-        self.model, self.optimizer, self.identity = model, optimizer, identity
+        self.model, self.optimizer, self.average, self.identity = model, optimizer, average, identity
+        self.processes = processes
         self.device = next(model.parameters()).device
         self._generators: tuple[dict[str, Tensor], str] | None = None
 
@@ -40,11 +46,16 @@ class TrainState:
         """Keep the present state, and the log that goes with it as train.jsonl."""
         if self.folder is None:
             return
-        numbers, words = capture(self.device)
+        generators = self.processes.gather(capture(self.device))
+        if not self.processes.main:
+            return
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"generator.{name}": tensor for name, tensor in numbers.items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        for rank, (numbers, _) in enumerate(generators):
+            tensors |= {f"generator.{rank}.{name}": tensor for name, tensor in numbers.items()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in entry.items()}
+        words = [words for _, words in generators]
         about = {"format": FORMAT, "identity": self.identity, "position": position, "generators": words}
         with atomic(self.folder / STATE) as temporary:
             # A copy of each: safetensors refuses tensors that share memory.
@@ -71,13 +82,16 @@ class TrainState:
             raise ValueError(f"{path}: not a state of a training ({error})") from None
         self._check(path, about["identity"])
         self.model.load_state_dict(_part(tensors, "model."))
+        for name, tensor in _part(tensors, "average.").items():
+            self.average[name].copy_(tensor)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _part(tensors, "optimizer.").items():
             index, _, key = name.partition(".")
             moments.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self._generators = _part(tensors, "generator."), about["generators"]
+        rank = self.processes.rank
+        self._generators = _part(tensors, f"generator.{rank}."), about["generators"][rank]
         position: dict[str, Any] = about["position"]
         return position
 
