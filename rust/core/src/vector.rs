@@ -16,6 +16,47 @@ pub(crate) trait Kernel {
     fn run(self) -> Self::Output;
 }
 
+/// A kernel that gains from products fused with sums; its bits may depend on the level, never on threads.
+pub(crate) trait FusedKernel {
+    /// What it returns.
+    type Output;
+    /// Do it; `FUSED` says that [`multiply_add`] is one instruction here. Implementations are `#[inline(always)]`.
+    fn run<const FUSED: bool>(self) -> Self::Output;
+}
+
+/// a b + c, rounded once if `FUSED`.
+#[expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#[inline(always)]
+pub(crate) fn multiply_add<T: num_traits::Float, const FUSED: bool>(a: T, b: T, c: T) -> T {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Run `kernel` in the version of the level in use.
+pub(crate) fn widest_fused<K: FusedKernel>(kernel: K) -> K::Output {
+    match level() {
+        Level::Portable => kernel.run::<false>(),
+        _ => widest(Fused(kernel)),
+    }
+}
+
+struct Fused<K>(K);
+
+impl<K: FusedKernel> Kernel for Fused<K> {
+    type Output = K::Output;
+
+    #[expect(
+        clippy::inline_always,
+        reason = "takes on the caller's instruction set"
+    )]
+    #[inline(always)]
+    fn run(self) -> K::Output {
+        self.0.run::<true>()
+    }
+}
+
 /// The instruction sets that kernels are compiled for, from narrow to wide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -151,7 +192,7 @@ mod x86 {
         kernel.run()
     }
 
-    #[target_feature(enable = "avx2")]
+    #[target_feature(enable = "avx2,fma")]
     pub(super) fn avx2<K: Kernel>(kernel: K) -> K::Output {
         kernel.run()
     }

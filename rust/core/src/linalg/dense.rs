@@ -88,6 +88,61 @@ pub fn subtract_product<T: Real>(
     );
 }
 
+/// A rectangle inside a row-major slice, as it is or turned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rectangle<'a, T> {
+    data: &'a [T],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    turned: bool,
+}
+
+impl<'a, T: Real> Rectangle<'a, T> {
+    /// (rows x columns) from the start of `data`, whose rows are `stride` apart.
+    pub(crate) fn new(data: &'a [T], stride: usize, (rows, columns): (usize, usize)) -> Self {
+        Self {
+            data,
+            stride,
+            rows,
+            columns,
+            turned: false,
+        }
+    }
+
+    /// Its transpose.
+    pub(crate) fn turned(mut self) -> Self {
+        self.turned = !self.turned;
+        self
+    }
+
+    fn view(self) -> MatRef<'a, T> {
+        let view = MatRef::from_row_major_slice_with_stride(
+            self.data,
+            self.rows,
+            self.columns,
+            self.stride,
+        );
+        if self.turned { view.transpose() } else { view }
+    }
+}
+
+/// C = beta C + factor A B, beta being 1 or (`replace`) 0; the rows of C are `stride` apart.
+pub(crate) fn multiply<T: Real>(
+    (c, stride): (&mut [T], usize),
+    factor: T,
+    a: Rectangle<'_, T>,
+    b: Rectangle<'_, T>,
+    replace: bool,
+) {
+    let (a, b) = (a.view(), b.view());
+    // The transposed view, because faer 0.24.4's from_row_major_slice_with_stride_mut swaps the two strides.
+    let c = MatMut::from_column_major_slice_with_stride_mut(c, b.ncols(), a.nrows(), stride)
+        .transpose_mut();
+    let mode = if replace { Accum::Replace } else { Accum::Add };
+    faer::linalg::matmul::matmul(c, mode, a, b, factor, Par::Seq);
+}
+
 /// Replace the lower triangle of a symmetric (n x n) matrix by its Cholesky factor L, A = L L'; the rest is zeroed.
 ///
 /// # Errors
@@ -183,30 +238,6 @@ pub fn times_columns<T: Real>(
     c
 }
 
-/// Diagonal and off-diagonal of a tridiagonal matrix orthogonally similar to the symmetric (n x n) `a`.
-///
-/// Only the lower triangle of `a` counts in column-major order, the upper one in row-major order; `a` is overwritten.
-#[must_use]
-pub fn tridiagonalise(a: &mut [f64], n: usize) -> (Vec<f64>, Vec<f64>) {
-    let mut reflectors = faer::Mat::<f64>::zeros(1, n.saturating_sub(1));
-    let mut memory = MemBuffer::new(evd::tridiag::tridiag_in_place_scratch::<f64>(
-        n,
-        Par::Seq,
-        faer::prelude::default(),
-    ));
-    let mut a = MatMut::from_column_major_slice_mut(a, n, n);
-    evd::tridiag::tridiag_in_place(
-        a.as_mut(),
-        reflectors.as_mut(),
-        Par::Seq,
-        MemStack::new(&mut memory),
-        faer::prelude::default(),
-    );
-    let diagonal = (0..n).map(|i| a[(i, i)]).collect();
-    let beside = (1..n).map(|i| a[(i, i - 1)]).collect();
-    (diagonal, beside)
-}
-
 /// Diagonal and superdiagonal of a bidiagonal matrix with the singular values of the column-major (m x n) `a`, m >= n.
 ///
 /// `a` is overwritten.
@@ -282,105 +313,4 @@ pub fn thin_svd(a: &[f64], (m, n): (usize, usize)) -> Result<Svd> {
 }
 
 #[cfg(test)]
-mod factor_tests {
-    use super::*;
-
-    /// A row-major matrix whose entries look random.
-    fn matrix(rows: usize, columns: usize) -> Vec<f64> {
-        (0..rows * columns)
-            .map(|k| ((k * k + 3 * k + 1) as f64 * 0.618).fract() - 0.5)
-            .collect()
-    }
-
-    fn product(a: &[f64], b: &[f64], (m, k, n): (usize, usize, usize)) -> Vec<f64> {
-        let entry = |at: usize| (0..k).map(|t| a[at / n * k + t] * b[t * n + at % n]).sum();
-        (0..m * n).map(entry).collect()
-    }
-
-    fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
-        a.iter()
-            .zip(b)
-            .map(|(x, y)| (x - y).abs())
-            .fold(0.0, f64::max)
-    }
-
-    fn transposed(a: &[f64], n: usize) -> Vec<f64> {
-        (0..n * n).map(|at| a[at % n * n + at / n]).collect()
-    }
-
-    #[test]
-    fn cholesky_reconstructs_and_its_factor_inverts() {
-        for n in [1, 2, 7, 64, 65, 130] {
-            let root = matrix(n, n);
-            let mut a = product(&root, &transposed(&root, n), (n, n, n));
-            (0..n).for_each(|j| a[j * (n + 1)] += 1.0);
-            let mut factor = a.clone();
-            cholesky(&mut factor, n).unwrap();
-            let again = product(&factor, &transposed(&factor, n), (n, n, n));
-            assert!(largest_difference(&a, &again) < 1e-12 * n as f64, "n = {n}");
-            let mut unit = product(&factor, &invert_lower(&factor, n), (n, n, n));
-            (0..n).for_each(|j| unit[j * (n + 1)] -= 1.0);
-            assert!(
-                largest_difference(&unit, &vec![0.0; n * n]) < 1e-12 * n as f64,
-                "n = {n}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_inverse_of_a_definite_matrix_is_symmetric_and_undoes_it() {
-        for n in [1, 2, 7, 64, 65, 130] {
-            let root = matrix(n, n);
-            let mut a = product(&root, &transposed(&root, n), (n, n, n));
-            (0..n).for_each(|j| a[j * (n + 1)] += 1.0);
-            let mut inverse = a.clone();
-            invert_definite(&mut inverse, n).unwrap();
-            assert_eq!(inverse, transposed(&inverse, n));
-            let mut unit = product(&a, &inverse, (n, n, n));
-            (0..n).for_each(|j| unit[j * (n + 1)] -= 1.0);
-            assert!(
-                largest_difference(&unit, &vec![0.0; n * n]) < 1e-11 * n as f64,
-                "n = {n}"
-            );
-        }
-    }
-
-    #[test]
-    fn an_indefinite_matrix_has_neither_factor_nor_inverse() {
-        assert_eq!(cholesky(&mut [1.0, 2.0, 2.0, 1.0], 2), Err(1));
-        assert_eq!(invert_definite(&mut [1.0, 2.0, 2.0, 1.0], 2), Err(1));
-    }
-
-    #[test]
-    fn subtracting_a_product_touches_its_rectangle_alone() {
-        for (m, k, n, stride) in [
-            (1, 1, 1, 1),
-            (3, 2, 5, 9),
-            (64, 128, 100, 384),
-            (7, 126, 130, 131),
-        ] {
-            let (a, b, c) = (matrix(m, k), matrix(k, n), matrix(m, stride));
-            let wide: Vec<f64> = (0..k * stride)
-                .map(|at| {
-                    if at % stride < n {
-                        b[at / stride * n + at % stride]
-                    } else {
-                        f64::NAN
-                    }
-                })
-                .collect();
-            let mut found = c.clone();
-            subtract_product((&mut found, stride), (&a, k), (&wide, stride), (m, k, n));
-            let expected = product(&a, &b, (m, k, n));
-            for (at, (found, before)) in found.iter().zip(&c).enumerate() {
-                let (row, column) = (at / stride, at % stride);
-                let change = if column < n {
-                    expected[row * n + column]
-                } else {
-                    0.0
-                };
-                assert!((found - (before - change)).abs() < 1e-12 * k as f64);
-            }
-        }
-    }
-}
+mod tests;

@@ -1,6 +1,9 @@
 //! Dense linear algebra: what faer offers, behind guards, and what it lacks.
 
+pub(crate) mod band;
+pub(crate) mod chase;
 pub mod dense;
+mod gram;
 pub(crate) mod krylov;
 pub(crate) mod orthogonal;
 pub(crate) mod reduce;

@@ -2,29 +2,28 @@
 
 use rayon::prelude::*;
 
+use crate::linalg::band::Symmetric;
 use crate::linalg::dense::{self, Real};
 use crate::linalg::{reduce, tridiagonal};
 use crate::{Error, Result};
 
-/// Rows of the Gram matrix that one task computes.
-const TILE: usize = 128;
-/// Columns that are multiplied before the sums move on: 512 rounding errors of float32 at most pile up.
-const DEPTH: usize = 512;
+/// Half width of the band between the two stages: with 64 the chase takes twice as long, and the first stage no less.
+const BAND: usize = 32;
 
 /// How exact the small values have to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// Every value within 1e-7 of the largest, and within 1e-10 of it for float64 input.
     Full,
-    /// Enough for the upper half of the values (relative 1e-5): float32 input with short <= 0.8 long is multiplied in
-    /// float32 where the middle value exceeds 3 % of the largest, and values near zero may be off by 3e-4 of it.
+    /// Enough for the upper half of the values (relative 1e-5): float32 input with short <= 0.8 long is multiplied and
+    /// reduced in float32 where the middle value exceeds 3 % of the largest, and values near zero may be off by 3e-4 of it.
     Bulk,
 }
 
 /// Singular values, descending, of the row-major (rows x columns) matrix `w`.
 ///
 /// The matrix is scaled by a power of two to entries near 1. Route: Gram matrix of the shorter side (products in
-/// float64, tiles spread over threads), tridiagonal form, root-free QL: error below sqrt(short * eps) of the largest,
+/// float64, tiles spread over threads), band, tridiagonal form, root-free QL: error below sqrt(short * eps) of the largest,
 /// and far smaller for values that are not tiny. Squaring loses float64 values below 1e-5 of the largest, so if there
 /// are such (float64 input, [`Precision::Full`]) a bidiagonal form of the matrix itself and bisection follow, which
 /// have no square in them. The trace is checked against the Frobenius norm on either route.
@@ -62,12 +61,12 @@ pub fn singular_values<T: Real>(
         Precision::Full => values[values.len() - 1] / values[0],
     };
     if single && precision == Precision::Bulk && 5 * matrix.short() <= 4 * matrix.long() {
-        let values = matrix.values_of(matrix.gram::<f32>());
+        let values = matrix.values_of(matrix.gram::<f32, f32>());
         if reach(&values) > 0.03 && matrix.holds_the_norm(&values, 1e-4) {
             return Ok(matrix.unscale(values));
         }
     }
-    let values = matrix.values_of(matrix.gram::<f64>());
+    let values = matrix.values_of(matrix.gram::<f64, f64>());
     if reach(&values) > 1e-5 && matrix.holds_the_norm(&values, 1e-9) {
         return Ok(matrix.unscale(values));
     }
@@ -145,20 +144,20 @@ impl PowerOfTwo {
 }
 
 /// A row-major matrix seen through the factor 2^-exponent.
-struct Scaled<'a, T> {
-    w: &'a [T],
-    rows: usize,
-    columns: usize,
+pub(super) struct Scaled<'a, T> {
+    pub(super) w: &'a [T],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
     exponent: i32,
     factor: PowerOfTwo,
 }
 
 impl<T: Real> Scaled<'_, T> {
-    fn short(&self) -> usize {
+    pub(super) fn short(&self) -> usize {
         self.rows.min(self.columns)
     }
 
-    fn long(&self) -> usize {
+    pub(super) fn long(&self) -> usize {
         self.rows.max(self.columns)
     }
 
@@ -171,7 +170,7 @@ impl<T: Real> Scaled<'_, T> {
         self.scaled(self.w[index])
     }
 
-    fn scaled(&self, value: T) -> f64 {
+    pub(super) fn scaled(&self, value: T) -> f64 {
         self.factor.times(value.to_f64().unwrap_or(f64::NAN))
     }
 
@@ -182,77 +181,8 @@ impl<T: Real> Scaled<'_, T> {
             .collect()
     }
 
-    /// Full symmetric Gram matrix of the shorter side; products in `P`, sums over blocks of columns in float64.
-    fn gram<P: Real>(&self) -> Vec<f64> {
-        let short = self.short();
-        let bands = short.div_ceil(TILE);
-        let mut tiles: Vec<(usize, usize, Vec<f64>)> = (0..bands)
-            .flat_map(|i| (0..=i).map(move |j| (i, j)))
-            .map(|(i, j)| (i, j, vec![0.0; self.height(i) * self.height(j)]))
-            .collect();
-        for start in (0..self.long()).step_by(DEPTH) {
-            let depth = DEPTH.min(self.long() - start);
-            let panels: Vec<Vec<P>> = (0..bands)
-                .into_par_iter()
-                .map(|band| self.panel(band, start, depth))
-                .collect();
-            tiles.par_iter_mut().for_each(|(i, j, sum)| {
-                let (m, n) = (self.height(*i), self.height(*j));
-                let mut product = vec![P::default(); m * n];
-                dense::add_product_transposed(
-                    &mut product,
-                    &panels[*i],
-                    &panels[*j],
-                    (m, depth, n),
-                );
-                for (total, value) in sum.iter_mut().zip(product) {
-                    *total += value.to_f64().unwrap_or(f64::NAN);
-                }
-            });
-        }
-        let mut gram = vec![0.0; short * short];
-        for (i, j, tile) in tiles {
-            let width = self.height(j);
-            for (row, values) in tile.chunks_exact(width).enumerate() {
-                for (column, value) in values.iter().enumerate() {
-                    let (r, c) = (i * TILE + row, j * TILE + column);
-                    gram[r * short + c] = *value;
-                    gram[c * short + r] = *value;
-                }
-            }
-        }
-        gram
-    }
-
-    fn height(&self, band: usize) -> usize {
-        TILE.min(self.short() - band * TILE)
-    }
-
-    /// Rows of one band, columns `start .. start + depth`, row-major.
-    fn panel<P: Real>(&self, band: usize, start: usize, depth: usize) -> Vec<P> {
-        let height = self.height(band);
-        let mut panel = vec![P::default(); height * depth];
-        let cast = |v: f64| P::from(v).unwrap_or_else(P::nan);
-        if self.rows <= self.columns {
-            for (row, out) in panel.chunks_exact_mut(depth).enumerate() {
-                let line = &self.w[(band * TILE + row) * self.columns + start..][..depth];
-                for (value, w) in out.iter_mut().zip(line) {
-                    *value = cast(self.scaled(*w));
-                }
-            }
-        } else {
-            for k in 0..depth {
-                let line = &self.w[(start + k) * self.columns + band * TILE..][..height];
-                for (row, w) in line.iter().enumerate() {
-                    panel[row * depth + k] = cast(self.scaled(*w));
-                }
-            }
-        }
-        panel
-    }
-
-    fn values_of(&self, mut gram: Vec<f64>) -> Vec<f64> {
-        let (diagonal, beside) = dense::tridiagonalise(&mut gram, self.short());
+    fn values_of<S: Real>(&self, gram: Symmetric<S>) -> Vec<f64> {
+        let (diagonal, beside) = gram.into_band::<BAND>().into_tridiagonal();
         let mut values = tridiagonal::eigenvalues(&diagonal, &beside);
         values.reverse();
         values.into_iter().map(|v| v.max(0.0).sqrt()).collect()

@@ -1,0 +1,345 @@
+//! A symmetric band to a tridiagonal matrix, by chasing bulges down the band: the second stage of its eigenvalues.
+//!
+//! Sweep j annihilates row j outside the tridiagonal part by a reflector of `B` rows and moves the bulge that this
+//! leaves down the band, `B` rows a step (K. Murata, K. Horikoshi, "A new method for the tridiagonalization of the
+//! symmetric band matrix", 1975; A. Haidar, H. Ltaief, J. Dongarra, "Parallel reduction to condensed forms for
+//! symmetric eigenvalue problems using aggregated fine-grained and memory-aware kernels", 2011).
+//! Step s of a sweep needs steps 0..=s+1 of the one before and nothing else, so groups of sweeps walk the band in
+//! skewed pieces; pieces of one wave lie in different rows. The order of operations on an entry never changes.
+
+use rayon::prelude::*;
+
+use crate::linalg::band::reflector;
+use crate::linalg::dense::Real;
+use crate::vector::{FusedKernel, multiply_add, widest_fused};
+
+/// Values that are handled together; room for so many lies before every row.
+const PAD: usize = 16;
+/// Sweeps of a group, and steps of a piece.
+const GROUP: usize = 8;
+
+/// The upper half of a symmetric (n x n) band matrix of half width `B`, with room for bulges.
+///
+/// Row c takes [`Self::STRIDE`] values: the pad, then the entries from (c, c) to (c, c + 2 B - 1). `B` rows of zeros below the
+/// last one make all blocks equal.
+pub(crate) struct Band<T, const B: usize> {
+    n: usize,
+    entries: Vec<T>,
+}
+
+impl<T: Real, const B: usize> Band<T, B> {
+    const STRIDE: usize = 2 * B + PAD;
+
+    pub(crate) fn new(n: usize) -> Self {
+        Self {
+            n,
+            entries: vec![T::zero(); (n + B) * Self::STRIDE],
+        }
+    }
+
+    /// Entries of a row from the diagonal on, in two parts.
+    pub(crate) fn set(&mut self, row: usize, first: &[T], second: &[T]) {
+        let line = &mut self.entries[row * Self::STRIDE + PAD..][..=B];
+        line[..first.len()].copy_from_slice(first);
+        line[first.len()..first.len() + second.len()].copy_from_slice(second);
+    }
+
+    /// Diagonal and off-diagonal of an orthogonally similar tridiagonal matrix.
+    pub(crate) fn into_tridiagonal(mut self) -> (Vec<f64>, Vec<f64>) {
+        let sweeps = self.n.saturating_sub(2);
+        let mut groups: Vec<Group<T, B>> = (0..sweeps.div_ceil(GROUP))
+            .map(|g| Group::new(g * GROUP, sweeps.min((g + 1) * GROUP), self.n))
+            .collect();
+        let pieces = |group: &Group<T, B>| group.pieces();
+        let waves = groups
+            .iter()
+            .enumerate()
+            .map(|(g, group)| 2 * g + pieces(group))
+            .max()
+            .unwrap_or(0);
+        let mut low = 0;
+        for wave in 0..waves {
+            let high = groups.len().min(wave / 2 + 1);
+            while low < high && 2 * low + pieces(&groups[low]) <= wave {
+                low += 1;
+            }
+            self.wave(&mut groups[low..high], wave - 2 * low);
+        }
+        let wide = |value: T| value.to_f64().unwrap_or(f64::NAN);
+        let line = |row: usize| &self.entries[row * Self::STRIDE + PAD..];
+        let diagonal = (0..self.n).map(|row| wide(line(row)[0])).collect();
+        let beside = (1..self.n).map(|row| wide(line(row - 1)[1])).collect();
+        (diagonal, beside)
+    }
+
+    /// One piece of every group: the first takes its piece `piece`, each one after it the second one before.
+    fn wave(&mut self, groups: &mut [Group<T, B>], piece: usize) {
+        let mut rest = self.entries.as_mut_slice();
+        let mut taken = 0;
+        let mut tasks = Vec::with_capacity(groups.len());
+        for (index, group) in groups.iter_mut().enumerate().rev() {
+            let piece = piece - 2 * index;
+            let Some(rows) = group.rows(piece, self.n) else {
+                continue;
+            };
+            let (_, from) = rest.split_at_mut((rows.start - taken) * Self::STRIDE);
+            let (own, after) = from.split_at_mut(rows.len() * Self::STRIDE);
+            (rest, taken) = (after, rows.end);
+            tasks.push((group, piece, own, rows.start));
+        }
+        let n = self.n;
+        let work = |(group, piece, rows, first): (&mut Group<T, B>, usize, &mut [T], usize)| {
+            widest_fused(Walk {
+                group,
+                piece,
+                window: Window { rows, first, n },
+            });
+        };
+        if tasks.len() == 1 {
+            tasks.into_iter().for_each(work);
+        } else {
+            tasks.into_par_iter().with_max_len(1).for_each(work);
+        }
+    }
+}
+
+/// Sweeps that walk together, with the reflector that each carries.
+struct Group<T, const B: usize> {
+    first: usize,
+    reflectors: Vec<Reflector<T, B>>,
+    steps: usize,
+}
+
+#[derive(Clone)]
+struct Reflector<T, const B: usize> {
+    vector: [T; B],
+    scale: T,
+}
+
+impl<T: Real, const B: usize> Group<T, B> {
+    fn new(first: usize, end: usize, n: usize) -> Self {
+        let none = Reflector {
+            vector: [T::zero(); B],
+            scale: T::zero(),
+        };
+        Self {
+            first,
+            reflectors: vec![none; end - first],
+            steps: (n - 1 - first).div_ceil(B),
+        }
+    }
+
+    /// Sweep i takes the steps piece GROUP - i .. (piece + 1) GROUP - i.
+    fn pieces(&self) -> usize {
+        (self.steps + GROUP - 1).div_ceil(GROUP)
+    }
+
+    /// The steps of sweep `index` in a piece.
+    fn steps(&self, piece: usize, index: usize, n: usize) -> std::ops::Range<usize> {
+        let steps = (n - 1 - self.first - index).div_ceil(B);
+        let at = |piece: usize| (piece * GROUP).saturating_sub(index).min(steps);
+        at(piece)..at(piece + 1)
+    }
+
+    /// The rows that a piece touches.
+    fn rows(&self, piece: usize, n: usize) -> Option<std::ops::Range<usize>> {
+        let mut rows: Option<std::ops::Range<usize>> = None;
+        for index in 0..self.reflectors.len() {
+            let steps = self.steps(piece, index, n);
+            if steps.is_empty() {
+                continue;
+            }
+            let sweep = self.first + index;
+            // The first step also takes the row of the sweep itself.
+            let start = sweep + usize::from(steps.start > 0) + steps.start * B;
+            let end = sweep + 1 + steps.end * B;
+            rows = Some(rows.map_or(start..end, |r| r.start.min(start)..r.end.max(end)));
+        }
+        rows
+    }
+}
+
+struct Walk<'a, T, const B: usize> {
+    group: &'a mut Group<T, B>,
+    piece: usize,
+    window: Window<'a, T, B>,
+}
+
+impl<T: Real, const B: usize> FusedKernel for Walk<'_, T, B> {
+    type Output = ();
+
+    #[expect(
+        clippy::inline_always,
+        reason = "takes on the caller's instruction set"
+    )]
+    #[inline(always)]
+    fn run<const FUSED: bool>(mut self) {
+        for index in 0..self.group.reflectors.len() {
+            let steps = self.group.steps(self.piece, index, self.window.n);
+            let sweep = self.group.first + index;
+            let carried = &mut self.group.reflectors[index];
+            for step in steps {
+                if step == 0 {
+                    self.window.start::<FUSED>(sweep, carried);
+                }
+                self.window.step::<FUSED>(sweep + 1 + step * B, carried);
+            }
+        }
+    }
+}
+
+/// Some rows of the band.
+struct Window<'a, T, const B: usize> {
+    rows: &'a mut [T],
+    first: usize,
+    n: usize,
+}
+
+impl<T: Real, const B: usize> Window<'_, T, B> {
+    /// The place of the entry (row, row + beside), or of one of the pad, `back` before.
+    #[inline(always)]
+    fn place(&self, row: usize, beside: usize, back: usize) -> usize {
+        (row - self.first) * Band::<T, B>::STRIDE + PAD + beside - back
+    }
+
+    /// Make row `sweep` tridiagonal; the reflector is carried on.
+    #[inline(always)]
+    fn start<const FUSED: bool>(&mut self, sweep: usize, carried: &mut Reflector<T, B>) {
+        let place = self.place(sweep, 1, 0);
+        let row = &mut self.rows[place..place + B];
+        *carried = take::<T, B, FUSED>(row);
+    }
+
+    /// Apply the reflector to its rows from both sides, then to the block on their right, and make the first row of
+    /// what comes out of that block short again by the next reflector.
+    #[inline(always)]
+    fn step<const FUSED: bool>(&mut self, row: usize, carried: &mut Reflector<T, B>) {
+        self.diagonal::<FUSED>(row, carried);
+        if row + B < self.n {
+            self.beside::<FUSED>(row, carried);
+        }
+    }
+
+    #[inline(always)]
+    fn diagonal<const FUSED: bool>(&mut self, row: usize, h: &Reflector<T, B>) {
+        let (v, scale) = (h.vector, h.scale);
+        let mut rows = [[T::zero(); B]; B];
+        let (mut w, mut below) = ([T::zero(); B], [T::zero(); B]);
+        for i in 0..B {
+            let start = i / PAD * PAD;
+            let place = self.place(row + i, start, i);
+            let mut line = [T::zero(); B];
+            for at in (start..B).step_by(PAD) {
+                let from: [T; PAD] = *array(&self.rows[place + at - start..]);
+                line[at..at + PAD].copy_from_slice(&from);
+            }
+            for k in 0..B {
+                line[k] = if k < i { T::zero() } else { line[k] };
+            }
+            rows[i] = line;
+            w = plus::<T, B, FUSED>(w, v[i], &line);
+            below[i] = dot_block::<T, B, FUSED>(&line, &v) - line[i] * v[i];
+        }
+        for k in 0..B {
+            w[k] = scale * (w[k] + below[k]);
+        }
+        let half = scale / (T::one() + T::one());
+        let along = -half * dot_block::<T, B, FUSED>(&w, &v);
+        w = plus::<T, B, FUSED>(w, along, &v);
+        for i in 0..B {
+            let once = plus::<T, B, FUSED>(rows[i], -w[i], &v);
+            let line = plus::<T, B, FUSED>(once, -v[i], &w);
+            // What lies before the diagonal falls into the pad.
+            let start = i / PAD * PAD;
+            let place = self.place(row + i, start, i);
+            for at in (start..B).step_by(PAD) {
+                let to: &mut [T; PAD] = array_mut(&mut self.rows[place + at - start..]);
+                *to = *array(&line[at..]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn beside<const FUSED: bool>(&mut self, row: usize, h: &mut Reflector<T, B>) {
+        let v = h.vector;
+        let mut y = [T::zero(); B];
+        for i in 0..B {
+            let place = self.place(row + i, B, i);
+            y = plus::<T, B, FUSED>(y, v[i], array(&self.rows[place..]));
+        }
+        for value in &mut y {
+            *value *= h.scale;
+        }
+        let place = self.place(row, B, 0);
+        let line: &mut [T; B] = array_mut(&mut self.rows[place..]);
+        *line = plus::<T, B, FUSED>(*line, -v[0], &y);
+        let next = take::<T, B, FUSED>(line);
+        for i in 1..B {
+            let place = self.place(row + i, B, i);
+            let line: &mut [T; B] = array_mut(&mut self.rows[place..]);
+            let once = plus::<T, B, FUSED>(*line, -v[i], &y);
+            let part = -next.scale * dot_block::<T, B, FUSED>(&once, &next.vector);
+            *line = plus::<T, B, FUSED>(once, part, &next.vector);
+        }
+        *h = next;
+    }
+}
+
+/// Reflect a row onto its first entry.
+#[inline(always)]
+fn take<T: Real, const B: usize, const FUSED: bool>(row: &mut [T]) -> Reflector<T, B> {
+    let scale = reflector::<T, FUSED>(row);
+    let mut vector = [T::zero(); B];
+    vector[..row.len()].copy_from_slice(row);
+    vector[0] = T::one();
+    row[1..].fill(T::zero());
+    Reflector { vector, scale }
+}
+
+#[inline(always)]
+fn array<T, const B: usize>(values: &[T]) -> &[T; B] {
+    values
+        .first_chunk()
+        .expect("a row of the band holds a block")
+}
+
+#[inline(always)]
+fn array_mut<T, const B: usize>(values: &mut [T]) -> &mut [T; B] {
+    values
+        .first_chunk_mut()
+        .expect("a row of the band holds a block")
+}
+
+/// line + factor x
+#[inline(always)]
+fn plus<T: Real, const B: usize, const FUSED: bool>(
+    mut line: [T; B],
+    factor: T,
+    x: &[T; B],
+) -> [T; B] {
+    for k in 0..B {
+        line[k] = multiply_add::<T, FUSED>(factor, x[k], line[k]);
+    }
+    line
+}
+
+#[inline(always)]
+fn dot_block<T: Real, const B: usize, const FUSED: bool>(a: &[T; B], b: &[T; B]) -> T {
+    let mut sums = [T::zero(); PAD];
+    for start in (0..B).step_by(PAD) {
+        for k in 0..PAD {
+            sums[k] = multiply_add::<T, FUSED>(a[start + k], b[start + k], sums[k]);
+        }
+    }
+    let mut width = PAD / 2;
+    while width > 0 {
+        for k in 0..width {
+            sums[k] = sums[k] + sums[k + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+#[cfg(test)]
+mod tests;
