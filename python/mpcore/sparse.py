@@ -206,7 +206,7 @@ def team(threads: int | None) -> tuple[int | None, bool]:
 def raw(value: Any, name: str) -> npt.NDArray[Any]:
     """float32 as it is, bfloat16 as uint16, sharing memory with ``value``."""
     if _is_torch(value):
-        if value.device.type != "cpu":
+        if not value.is_cpu:
             raise TypeError(f"{name}: the tensor is on {value.device}, wanted one on the CPU (call .cpu())")
         value = value.detach() if value.requires_grad else value
         if value.dtype.itemsize == 2:

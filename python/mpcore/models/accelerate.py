@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -31,6 +32,9 @@ BASELINE = "the faster of torch's own call and oneDNN with packed weights on the
 LEAST_GAIN = 1.05
 """From this gain on a sparse layer replaces a dense one; less is within the noise of a shared machine."""
 
+LEAST_WHOLE = 1.0
+"""Below this gain of the whole model every layer stays dense, however fast its sparse form was alone."""
+
 Layer = nn.Linear | nn.Conv2d
 _GROUPS = (2, 4, 8, 12, 16, 32)
 
@@ -54,6 +58,7 @@ def accelerate(
 
     Patterns are found in the weights themselves; those of a convolution run along its input channels. Each different
     layer (pattern, shape, input, dtype) is timed once, on the activations of the example, against the best dense call.
+    Then the whole model is timed against the dense one, runs alternating; where it is slower, every layer stays dense.
     The sparse layers are operators (``torch.ops.mpcore``) that ``torch.compile`` and ``torch.export`` keep whole.
 
     Args:
@@ -86,6 +91,9 @@ def accelerate(
             if swap is not None:
                 fast = _swap(fast, name, swap)
                 swapped.append((row, module, seen[name]))
+    if swapped and not _pays(model, fast, example_input, backend, timings):
+        fast, swapped = copy.deepcopy(model).eval(), []
+        rows = [_dense_after_all(row) for row in rows]
     notes = _notes(swapped, timings) if backend == "cpu" else ()
     timings.save()
     report = SpeedTable(machine(device), torch.get_num_threads(), BASELINE, tuple(rows), notes)
@@ -196,6 +204,21 @@ def _decide(
         why = f"{pattern}, but the gain over {rival} is below {LEAST_GAIN}"
         return SpeedRow(name, True, "dense", dense_s, sparse_s, gain, why), None
     return SpeedRow(name, True, backend, dense_s, sparse_s, gain, f"{pattern}, measured faster than {rival}"), sparse
+
+
+def _pays(model: nn.Module, fast: nn.Module, example_input: Tensor, backend: str, timings: _Timings) -> bool:
+    """Whether the model with its sparse layers is at least as fast as the dense one, end to end."""
+    design = hashlib.sha256(f"{model}\n{fast}".encode()).hexdigest()[:16]
+    key = f"{backend} whole model {design} x {tuple(example_input.shape)} {example_input.dtype}"
+    with eval_mode(model, fast):
+        times = timings.measure(key, {"dense": lambda: model(example_input), "sparse": lambda: fast(example_input)})
+    return times["dense"] / times["sparse"] >= LEAST_WHOLE
+
+
+def _dense_after_all(row: SpeedRow) -> SpeedRow:
+    if row.backend == "dense":
+        return row
+    return replace(row, backend="dense", reason=f"{row.reason} alone, but the whole model is not faster with it")
 
 
 def _key(module: Layer, x: Tensor) -> str:
