@@ -191,7 +191,9 @@ def test_operators_refuse_what_does_not_fit() -> None:
 
 def test_what_is_faster_without_sparsity_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(self: Any, key: str, calls: dict[str, Any]) -> dict[str, float]:
-        return {name: {"sparse": 2.0, "the dense model in bfloat16": 1.0}.get(name, 3.0) for name in calls}
+        known = {"sparse": 2.0, "the dense model in bfloat16": 1.0}
+        medians = {name: known.get(name, 3.0) for name in calls}
+        return medians | {module._quartile(name): seconds for name, seconds in medians.items()}
 
     monkeypatch.setattr(module._Timings, "measure", measure)
     notes = accelerate(prune(nn.Linear(16, 8), "2:4"), torch.randn(5, 16)).report.notes
@@ -207,6 +209,13 @@ def test_a_model_that_is_one_linear_is_replaced_whole() -> None:
     assert torch.allclose(fast.model(x), layer(x), atol=1e-6)
     with pytest.raises(RuntimeError, match="have no gradients"):
         fast.model(x.requires_grad_())
+
+
+def test_a_layer_is_faster_by_medians_and_by_lower_quartiles() -> None:
+    times = {"dense": 8.0, "sparse": 4.0}
+    quartiles = {"dense, lower quartile": 3.0, "sparse, lower quartile": 2.0}
+    assert module._sure_gain({**times, **quartiles}, "dense") == 1.5
+    assert module._sure_gain({**times, **quartiles, "sparse": 8.0}, "dense") == 1.0
 
 
 def test_a_model_that_is_slower_as_a_whole_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
