@@ -206,7 +206,7 @@ def team(threads: int | None) -> tuple[int | None, bool]:
 def raw(value: Any, name: str) -> npt.NDArray[Any]:
     """float32 as it is, bfloat16 as uint16, sharing memory with ``value``."""
     if _is_torch(value):
-        if value.device.type != "cpu":
+        if not value.is_cpu:
             raise TypeError(f"{name}: the tensor is on {value.device}, wanted one on the CPU (call .cpu())")
         value = value.detach() if value.requires_grad else value
         if value.dtype.itemsize == 2:
@@ -225,12 +225,19 @@ def _empty_like(value: Any, shape: tuple[int, int]) -> Any:
 
 def _kind(value: Any, name: str) -> Literal["float32", "bfloat16"]:
     """The dtype of an array or tensor, if it is one of the two."""
-    kind = str(getattr(value, "dtype", type(value).__name__)).removeprefix("torch.")
+    dtype = getattr(value, "dtype", type(value).__name__)
+    if dtype in _KINDS:
+        return _KINDS[dtype]
+    kind = str(dtype).removeprefix("torch.")
     if kind == "float32":
-        return "float32"
+        return _KINDS.setdefault(dtype, "float32")
     if kind == "bfloat16":
-        return "bfloat16"
+        return _KINDS.setdefault(dtype, "bfloat16")
     raise TypeError(f"{name}: dtype {kind} is not float32 or bfloat16")
+
+
+_KINDS: dict[Any, Literal["float32", "bfloat16"]] = {}
+"""The dtypes seen so far, of numpy, ml_dtypes and torch: their names take microseconds to ask for."""
 
 
 def _is_torch(value: Any) -> bool:

@@ -31,6 +31,7 @@ def prune(model: nn.Module, pattern: str) -> nn.Module:
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sparse layer counts as faster, so that no test depends on the clock."""
     monkeypatch.setattr(module, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(module, "LEAST_WHOLE", 0.0)
 
 
 @pytest.fixture
@@ -190,7 +191,9 @@ def test_operators_refuse_what_does_not_fit() -> None:
 
 def test_what_is_faster_without_sparsity_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(self: Any, key: str, calls: dict[str, Any]) -> dict[str, float]:
-        return {name: {"sparse": 2.0, "the dense model in bfloat16": 1.0}.get(name, 3.0) for name in calls}
+        known = {"sparse": 2.0, "the dense model in bfloat16": 1.0}
+        medians = {name: known.get(name, 3.0) for name in calls}
+        return medians | {module._quartile(name): seconds for name, seconds in medians.items()}
 
     monkeypatch.setattr(module._Timings, "measure", measure)
     notes = accelerate(prune(nn.Linear(16, 8), "2:4"), torch.randn(5, 16)).report.notes
@@ -208,13 +211,32 @@ def test_a_model_that_is_one_linear_is_replaced_whole() -> None:
         fast.model(x.requires_grad_())
 
 
+def test_a_layer_is_faster_by_medians_and_by_lower_quartiles() -> None:
+    times = {"dense": 8.0, "sparse": 4.0}
+    quartiles = {"dense, lower quartile": 3.0, "sparse, lower quartile": 2.0}
+    assert module._sure_gain({**times, **quartiles}, "dense") == 1.5
+    assert module._sure_gain({**times, **quartiles, "sparse": 8.0}, "dense") == 1.0
+
+
+def test_a_model_that_is_slower_as_a_whole_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(module, "LEAST_WHOLE", float("inf"))
+    model, x = prune(tiny_vit(), "2:4"), images(3, channels=1, size=8)
+    fast = accelerate(model, x)
+    assert not any(isinstance(layer, SparseLinear) for layer in fast.model.modules())
+    rows = [row for row in fast.report.rows() if row["gain"] is not None]
+    assert rows
+    assert all(row["backend"] == "dense" and "the whole model is not faster" in row["reason"] for row in rows)
+    assert fast.difference == 0.0
+
+
 @pytest.mark.usefixtures("always")
 def test_a_table_of_timings_is_believed_and_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, x = tmp_path / "timings.json", images(3, channels=1, size=8)
     model = prune(tiny_vit(), "2:4")
     first = accelerate(model, x, table=path)
     known = json.loads(path.read_text())["timings"]
-    assert len(known) == 5  # four layers, and what is free
+    assert len(known) == 6  # four layers, the whole model, and what is free
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("timed again")

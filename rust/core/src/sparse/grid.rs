@@ -27,6 +27,8 @@ pub(super) struct Grid {
     row: usize,
     column: usize,
     channel: usize,
+    /// Position p reads pixel p of the input, and the pixels lie one behind the other.
+    flat: bool,
 }
 
 /// Lines of inputs, one for each column of a block.
@@ -42,6 +44,21 @@ impl Panel<'_> {
     #[inline(always)]
     fn line(&mut self, line: usize) -> &mut [f32] {
         &mut self.values[line * self.stride..][..self.lanes]
+    }
+
+    /// Turn a block of `LANES` positions into `LANES` lines from `first` on, at the place of register `vector`.
+    #[inline(always)]
+    fn put_block<S: Simd>(&mut self, mut block: [S; MOST_LANES], first: usize, vector: usize) {
+        let lines = &mut self.values[first * self.stride..][..S::LANES * self.stride];
+        assert!((vector + 1) * S::LANES <= self.stride);
+        // SAFETY: the dispatcher chose S for this CPU; every line of `lines` has LANES values at register `vector`.
+        unsafe {
+            S::transpose(&mut block);
+            let to = lines.as_mut_ptr().add(vector * S::LANES);
+            for (index, register) in block.into_iter().enumerate().take(S::LANES) {
+                register.store(to.add(index * self.stride));
+            }
+        }
     }
 }
 
@@ -105,7 +122,8 @@ struct Tap {
 impl Grid {
     pub(super) fn new(mut field: Field) -> Result<Self> {
         let mut out = field.output_size()?;
-        if (field.kernel, field.stride, field.padding) == ((1, 1), (1, 1), (0, 0)) {
+        let pointwise = (field.kernel, field.stride, field.padding) == ((1, 1), (1, 1), (0, 0));
+        if pointwise {
             field.size = (1, field.size.0 * field.size.1);
             out = field.size; // the rows of an image follow one another
         }
@@ -117,6 +135,7 @@ impl Grid {
         Ok(Self {
             out,
             image: field.channels * height * width,
+            flat: pointwise && field.input == Order::ChannelsLast,
             field,
             row,
             column,
@@ -135,7 +154,7 @@ impl Grid {
     }
 
     /// Put the inputs of `columns` at `positions` into the lines of a panel, one line of `lanes` values for each column;
-    /// lanes behind the last position become zero.
+    /// lanes behind the last position repeat it or are zero.
     #[inline(always)]
     pub(super) fn fill<S: Simd>(
         &self,
@@ -150,8 +169,12 @@ impl Grid {
             match (input, along) {
                 (Input::F32(values), true) => self.copy(values, round, positions, &tap, panel),
                 (Input::Bf16(values), true) => self.copy(values, false, positions, &tap, panel),
+                // Compiled twice: a branch for each register would cost as much as the load.
+                (Input::F32(values), false) if round => {
+                    self.turn::<S, _>(values, true, positions, &tap, panel);
+                }
                 (Input::F32(values), false) => {
-                    self.turn::<S, _>(values, round, positions, &tap, panel);
+                    self.turn::<S, _>(values, false, positions, &tap, panel);
                 }
                 (Input::Bf16(values), false) => {
                     self.turn::<S, _>(values, false, positions, &tap, panel);
@@ -211,7 +234,7 @@ impl Grid {
         })
     }
 
-    /// Channels run fastest: transpose square blocks of positions and channels.
+    /// Channels run fastest: transpose square blocks of positions and channels. Lanes behind the last position repeat it.
     #[inline(always)]
     fn turn<S: Simd, E: Element>(
         &self,
@@ -223,31 +246,29 @@ impl Grid {
     ) {
         let whole = tap.channels.len() / S::LANES * S::LANES;
         for vector in 0..panel.lanes / S::LANES {
-            let mut starts = [None; MOST_LANES];
-            for (lane, start) in starts.iter_mut().enumerate().take(S::LANES) {
-                let position = positions.start + vector * S::LANES + lane;
-                if position < positions.end {
-                    *start = self
-                        .start(position, tap)
-                        .map(|start| start + tap.channels.start);
-                }
-            }
+            let first = positions.start + vector * S::LANES;
+            let starts = self.starts(first, S::LANES, positions.end - 1, tap);
+            let present = starts[..S::LANES].iter().all(Option::is_some);
             for done in (0..whole).step_by(S::LANES) {
-                // SAFETY: a start is an input's index with all its channels behind it; a panel holds LANES values in every
-                // line from here on.
+                // Loops, not closures: those would not take on the instruction set.
+                // SAFETY: a start is the index of an input that has all channels of the tap behind it.
                 unsafe {
                     let mut block = [S::splat(0.0); MOST_LANES];
-                    for (start, register) in starts.iter().zip(&mut block).take(S::LANES) {
-                        if let Some(start) = start {
-                            debug_assert!(start + done + S::LANES <= values.len());
-                            *register = E::load::<S>(values.as_ptr().add(start + done), round);
+                    if present {
+                        for (start, register) in starts.iter().zip(&mut block).take(S::LANES) {
+                            let from = start.unwrap_or(0) + done;
+                            debug_assert!(from + S::LANES <= values.len());
+                            *register = E::load::<S>(values.as_ptr().add(from), round);
+                        }
+                    } else {
+                        for (start, register) in starts.iter().zip(&mut block).take(S::LANES) {
+                            if let Some(start) = start {
+                                debug_assert!(start + done + S::LANES <= values.len());
+                                *register = E::load::<S>(values.as_ptr().add(start + done), round);
+                            }
                         }
                     }
-                    S::transpose(&mut block);
-                    for (index, register) in block.into_iter().enumerate().take(S::LANES) {
-                        let line = panel.line(tap.line + done + index);
-                        register.store(line[vector * S::LANES..][..S::LANES].as_mut_ptr());
-                    }
+                    panel.put_block(block, tap.line + done, vector);
                 }
             }
             for done in whole..tap.channels.len() {
@@ -257,6 +278,29 @@ impl Grid {
                 }
             }
         }
+    }
+
+    /// Indices of a tap's first inputs for `count` positions from `first` on, but none behind `last`; None in the padding.
+    #[inline(always)]
+    fn starts(
+        &self,
+        first: usize,
+        count: usize,
+        last: usize,
+        tap: &Tap,
+    ) -> [Option<usize>; MOST_LANES] {
+        let mut starts = [None; MOST_LANES];
+        for (lane, start) in starts.iter_mut().enumerate().take(count) {
+            let position = last.min(first + lane);
+            // A division costs as much as 16 products: none where positions follow one another in memory.
+            let pixel = if self.flat {
+                Some(position * self.column)
+            } else {
+                self.start(position, tap)
+            };
+            *start = pixel.map(|pixel| pixel + tap.channels.start);
+        }
+        starts
     }
 
     /// Positions run fastest: copy what lies in one row of one image, line by line.

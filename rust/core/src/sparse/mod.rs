@@ -1,6 +1,7 @@
 //! Products with N:M-sparse weights: linear layers and convolutions on CPUs.
 
 mod activation;
+mod blocking;
 mod field;
 mod grid;
 mod lanes;

@@ -202,6 +202,13 @@ impl<'a> Sink<'a> {
             .step_by(S::LANES)
             .enumerate()
         {
+            let corner = (start, first);
+            if count == S::LANES
+                && start + S::LANES <= positions.end
+                && self.put_square::<S>(sums, lanes, vector, corner)
+            {
+                continue;
+            }
             let mut turned = [[0.0; MOST_LANES]; MOST_LANES];
             for part in (0..count).step_by(S::LANES) {
                 // SAFETY: a row of the tile holds LANES sums from `vector * LANES` on; a row of `turned` holds 16.
@@ -221,5 +228,37 @@ impl<'a> Sink<'a> {
                 self.put(self.index(position, first), &turned[..count]);
             }
         }
+    }
+
+    /// A square block of `LANES` rows and positions, straight from the registers; false if the outputs are not float32.
+    #[inline(always)]
+    fn put_square<S: Simd>(
+        &self,
+        sums: &[f32],
+        lanes: usize,
+        vector: usize,
+        (position, row): (usize, usize),
+    ) -> bool {
+        let Target::F32(target) = self.target else {
+            return false;
+        };
+        let last = self.index(position + S::LANES - 1, row + S::LANES - 1);
+        let to = self.index(position, row);
+        assert!(to + (S::LANES - 1) * (self.rows + 1) == last);
+        assert!(sums.len() >= S::LANES * lanes && (vector + 1) * S::LANES <= lanes);
+        // SAFETY: sums hold LANES rows of `lanes` values; outputs lie `rows` apart from the first to the last index, both
+        // of which were checked, and no other task writes them.
+        unsafe {
+            let from = sums.as_ptr().add(vector * S::LANES);
+            let mut block = [S::splat(0.0); MOST_LANES];
+            for (row, register) in block.iter_mut().enumerate().take(S::LANES) {
+                *register = S::load(from.add(row * lanes));
+            }
+            S::transpose(&mut block);
+            for (lane, register) in block.into_iter().enumerate().take(S::LANES) {
+                register.store(target.add(to + lane * self.rows));
+            }
+        }
+        true
     }
 }

@@ -25,10 +25,6 @@ use super::team::Team;
 use super::weights::{Block, QUAD, Weights};
 use crate::vector::Kernel;
 
-/// Most rows of a tile: their sums for 13 registers of AVX2 are 208 KB.
-const TILE: usize = 512;
-/// Tasks for each thread where panels alone do not go round; each packs its inputs anew.
-const TASKS: usize = 3;
 /// Rows of the smallest tile, below which packing costs more than the products.
 const LEAST_TILE: usize = 32;
 
@@ -45,16 +41,13 @@ pub(super) struct Job<'a> {
 impl Job<'_> {
     pub(super) fn run<S: Simd>(&self, team: Team) {
         let (rows, positions) = (self.weights.shape().0, self.grid.positions());
+        let blocking = self.weights.blocking();
         let vectors = positions.div_ceil(S::LANES);
         let (panels, threads) = (vectors.div_ceil(S::WIDEST), team.size());
-        let wanted = if panels % threads == 0 {
-            1
-        } else {
-            (TASKS * threads).div_ceil(panels)
-        };
+        let wanted = blocking.tiles(panels, threads);
         let tiles = wanted
             .min(rows.div_ceil(LEAST_TILE))
-            .max(rows.div_ceil(TILE));
+            .max(rows.div_ceil(blocking.rows));
         let tile = rows.div_ceil(tiles).next_multiple_of(16);
         let tiles = rows.div_ceil(tile);
         // As even as whole registers allow.

@@ -6,6 +6,7 @@
 
 use std::sync::OnceLock;
 
+use super::blocking::Blocking;
 use super::lanes::Lanes;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
@@ -16,10 +17,6 @@ use crate::nm::pack::check_places;
 use crate::nm::pack::check_size;
 use crate::vector::Level;
 
-/// Columns of a block at most: 65 lines of 13 registers of AVX2 are 27 KB.
-const BLOCK: usize = 64;
-/// The same for the twice as wide lines of AVX-512: 49 lines are 41 KB, of the 48 KB of such CPUs.
-const BLOCK_512: usize = 48;
 /// Entries that are read at once.
 pub(super) const QUAD: usize = 4;
 
@@ -127,18 +124,18 @@ impl Weights {
         }
     }
 
+    /// How products with these weights are cut up.
+    pub(super) fn blocking(&self) -> Blocking {
+        Blocking::of(self.level)
+    }
+
     fn line_bytes(&self) -> usize {
         self.line() * size_of::<f32>()
     }
 
     /// Columns of every block but the last.
     pub(super) fn block_width(&self) -> usize {
-        let most = if self.level == Level::Avx512 {
-            BLOCK_512
-        } else {
-            BLOCK
-        };
-        most / self.pattern.group() * self.pattern.group()
+        self.blocking().columns / self.pattern.group() * self.pattern.group()
     }
 
     fn block_count(&self) -> usize {
