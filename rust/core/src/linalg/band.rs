@@ -78,10 +78,10 @@ impl<T: Real> Symmetric<T> {
 
     /// Q' S Q for the square S from row `first` on.
     fn reflect(&mut self, first: usize, panel: &Panel<T>) {
-        let (k, length) = (panel.reflectors(), panel.length);
         fn whole<T: Real>(data: &[T], length: usize) -> Rectangle<'_, T> {
             Rectangle::new(data, length, (data.len() / length, length))
         }
+        let (k, length) = (panel.reflectors(), panel.length);
         let v = panel.vectors();
         let u = panel.kernel(&v);
         let mut y = vec![T::default(); k * length];
@@ -322,7 +322,7 @@ fn dot<T: Real, const FUSED: bool>(a: &[T], b: &[T]) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
-            sums[lane] = sums[lane] + sums[lane + width];
+            sums[lane] += sums[lane + width];
         }
         width /= 2;
     }

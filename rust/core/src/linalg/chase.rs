@@ -7,6 +7,15 @@
 //! Step s of a sweep needs steps 0..=s+1 of the one before and nothing else, so groups of sweeps walk the band in
 //! skewed pieces; pieces of one wave lie in different rows. The order of operations on an entry never changes.
 
+#![expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "rows and lanes go by number, as in the formulas"
+)]
+
 use rayon::prelude::*;
 
 use crate::linalg::band::reflector;
@@ -168,10 +177,6 @@ struct Walk<'a, T, const B: usize> {
 impl<T: Real, const B: usize> FusedKernel for Walk<'_, T, B> {
     type Output = ();
 
-    #[expect(
-        clippy::inline_always,
-        reason = "takes on the caller's instruction set"
-    )]
     #[inline(always)]
     fn run<const FUSED: bool>(mut self) {
         for index in 0..self.group.reflectors.len() {
@@ -334,7 +339,7 @@ fn dot_block<T: Real, const B: usize, const FUSED: bool>(a: &[T; B], b: &[T; B])
     let mut width = PAD / 2;
     while width > 0 {
         for k in 0..width {
-            sums[k] = sums[k] + sums[k + width];
+            sums[k] += sums[k + width];
         }
         width /= 2;
     }

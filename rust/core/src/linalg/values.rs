@@ -61,12 +61,12 @@ pub fn singular_values<T: Real>(
         Precision::Full => values[values.len() - 1] / values[0],
     };
     if single && precision == Precision::Bulk && 5 * matrix.short() <= 4 * matrix.long() {
-        let values = matrix.values_of(matrix.gram::<f32, f32>());
+        let values = roots(matrix.gram::<f32, f32>());
         if reach(&values) > 0.03 && matrix.holds_the_norm(&values, 1e-4) {
             return Ok(matrix.unscale(values));
         }
     }
-    let values = matrix.values_of(matrix.gram::<f64, f64>());
+    let values = roots(matrix.gram::<f64, f64>());
     if reach(&values) > 1e-5 && matrix.holds_the_norm(&values, 1e-9) {
         return Ok(matrix.unscale(values));
     }
@@ -143,6 +143,14 @@ impl PowerOfTwo {
     }
 }
 
+/// Roots of the eigenvalues, descending.
+fn roots<S: Real>(gram: Symmetric<S>) -> Vec<f64> {
+    let (diagonal, beside) = gram.into_band::<BAND>().into_tridiagonal();
+    let mut values = tridiagonal::eigenvalues(&diagonal, &beside);
+    values.reverse();
+    values.into_iter().map(|v| v.max(0.0).sqrt()).collect()
+}
+
 /// A row-major matrix seen through the factor 2^-exponent.
 pub(super) struct Scaled<'a, T> {
     pub(super) w: &'a [T],
@@ -179,13 +187,6 @@ impl<T: Real> Scaled<'_, T> {
             .into_iter()
             .map(|v| scale(v, self.exponent))
             .collect()
-    }
-
-    fn values_of<S: Real>(&self, gram: Symmetric<S>) -> Vec<f64> {
-        let (diagonal, beside) = gram.into_band::<BAND>().into_tridiagonal();
-        let mut values = tridiagonal::eigenvalues(&diagonal, &beside);
-        values.reverse();
-        values.into_iter().map(|v| v.max(0.0).sqrt()).collect()
     }
 
     fn values_directly(&self) -> Vec<f64> {
