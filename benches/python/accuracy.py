@@ -30,7 +30,7 @@ from tables import heading, machine, row
 
 import mpcore
 from mpcore.models.distill import train_student
-from mpcore.records import atomic
+from mpcore.records import Pattern, atomic
 
 PATTERNS = ("2:4", "1:4", "4:8", "8:16", "6:12")
 PAPER = mpcore.Recipe(score="quadratic", solver="none", sequence="parallel", permute="interleave")
@@ -167,28 +167,33 @@ def entry(found: list[dict[str, float]]) -> str:
 
 
 def draw(cells: dict[Cell, dict[str, float]], path: Path) -> None:
-    """One panel per network: score against the share of multiply-accumulates that the pruned layers still do."""
+    """One panel per network: score by pattern, fewer multiply-accumulates to the left."""
     from matplotlib.figure import Figure
 
     names = sorted({cell.network for cell in cells})
     figure = Figure(figsize=(4.2 * len(names), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        own = {cell: 100 * found["score"] for cell, found in cells.items() if cell.network == name}
+        patterns = sorted(
+            {cell.pattern for cell in own} - {"dense"}, key=lambda p: (Pattern(p).density, Pattern(p).group)
+        )
         for index, method in enumerate(METHODS):
             for epochs, style in ((0, "o-"), (3, "^--")):
-                points: dict[float, list[float]] = {}
-                for cell, found in cells.items():
-                    if (cell.network, cell.method, cell.epochs) == (name, method, epochs):
-                        points.setdefault(mpcore.Pattern(cell.pattern).density, []).append(100 * found["score"])
-                if not (x := sorted(points)):
-                    continue
-                label = f"{method}, {epochs} epochs"
-                axes.plot(x, [statistics.mean(points[d]) for d in x], style, color=f"C{index}", label=label, ms=5)
-        dense = [100 * f["score"] for c, f in cells.items() if (c.network, c.method) == (name, "dense")]
+                scores = {
+                    x: [v for c, v in own.items() if (c.pattern, c.method, c.epochs) == (pattern, method, epochs)]
+                    for x, pattern in enumerate(patterns)
+                }
+                means = {x: statistics.mean(values) for x, values in scores.items() if values}
+                if means:
+                    label = f"{method}, {epochs} epochs"
+                    axes.plot(list(means), list(means.values()), style, color=f"C{index}", label=label, ms=5)
+        dense = [v for c, v in own.items() if c.method == "dense"]
         axes.axhline(statistics.mean(dense), color="0.4", lw=1)
-        axes.set(title=name, xlim=(0.2, 0.55), ylim=(0, 102))
-        axes.legend(fontsize=6.5, frameon=False)
+        axes.set(title=name, xlim=(-0.3, len(patterns) - 0.4), ylim=(0, 102))
+        axes.set_xticks(range(len(patterns)), [f"{p}\n{100 * Pattern(p).density:.0f} %" for p in patterns])
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("multiply-accumulates of the pruned layers, share of dense", fontsize=10)
+        axes.legend(fontsize=6.5, frameon=False)
+    figure.supxlabel("pattern, and multiply-accumulates of the pruned layers over dense", fontsize=10)
     figure.axes[0].set_ylabel("top-1 or, without labels, agreement with dense, %")
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
