@@ -16,11 +16,12 @@ use crate::random::Random;
 /// Columns of a product that one task computes.
 const TILE: usize = 256;
 
-/// A as an operator; products in `T`, blocks in float64.
+/// A as an operator; products in `T` or, if they are to be exact, in float64; blocks in float64.
 pub(crate) struct Operator<'a, T: Real> {
     w: Cow<'a, [T]>,
     rows: usize,
     columns: usize,
+    exact: bool,
     /// The stored matrix is 2^-power times the caller's.
     pub(crate) power: i32,
 }
@@ -42,8 +43,18 @@ impl<'a, T: Real> Operator<'a, T> {
             w,
             rows,
             columns,
+            exact: false,
             power,
         })
+    }
+
+    /// The same matrix, multiplied in float64.
+    pub(crate) fn exact(&self) -> Operator<'_, T> {
+        Operator {
+            w: Cow::Borrowed(&self.w),
+            exact: true,
+            ..*self
+        }
     }
 
     pub(crate) fn short(&self) -> usize {
@@ -90,6 +101,15 @@ impl<'a, T: Real> Operator<'a, T> {
     /// X W, X (b x rows).
     fn times(&self, x: &[f64]) -> Vec<f64> {
         let block = x.len() / self.rows;
+        if self.exact {
+            return tiled(block, self.columns, |first, width| {
+                let mut part = Vec::with_capacity(self.rows * width);
+                for line in self.w.chunks_exact(self.columns) {
+                    part.extend(line[first..first + width].iter().map(|v| wide(*v)));
+                }
+                dense::times_columns(x, &part, (block, self.rows, width), (0, width))
+            });
+        }
         let x: Vec<T> = x.iter().map(|v| cast(*v)).collect();
         tiled(block, self.columns, |first, width| {
             dense::times_columns(
@@ -104,11 +124,22 @@ impl<'a, T: Real> Operator<'a, T> {
     /// X W', X (b x columns).
     fn times_transposed(&self, x: &[f64]) -> Vec<f64> {
         let block = x.len() / self.columns;
+        let rows = |first: usize, width: usize| {
+            &self.w[first * self.columns..(first + width) * self.columns]
+        };
+        if self.exact {
+            return tiled(block, self.rows, |first, width| {
+                let part: Vec<f64> = rows(first, width).iter().map(|v| wide(*v)).collect();
+                let mut tile = vec![0.0; block * width];
+                dense::add_product_transposed(&mut tile, x, &part, (block, self.columns, width));
+                tile
+            });
+        }
         let x: Vec<T> = x.iter().map(|v| cast(*v)).collect();
         tiled(block, self.rows, |first, width| {
-            let rows = &self.w[first * self.columns..(first + width) * self.columns];
             let mut tile = vec![T::default(); block * width];
-            dense::add_product_transposed(&mut tile, &x, rows, (block, self.columns, width));
+            let size = (block, self.columns, width);
+            dense::add_product_transposed(&mut tile, &x, rows(first, width), size);
             tile
         })
     }
