@@ -119,6 +119,76 @@ impl<T: Real> Kernel for Sums<'_, T> {
     }
 }
 
+/// Sum of (factor times entry)^2 times weight.
+pub(crate) fn weighted_squares<T: Real>(line: &[T], factor: PowerOfTwo, weights: &[f64]) -> f64 {
+    widest(WeightedSquares {
+        line,
+        factor,
+        weights,
+    })
+}
+
+struct WeightedSquares<'a, T> {
+    line: &'a [T],
+    factor: PowerOfTwo,
+    weights: &'a [f64],
+}
+
+impl<T: Real> Kernel for WeightedSquares<'_, T> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let mut sums = [0.0; LANES];
+        let (line, weights) = (
+            self.line.chunks_exact(LANES),
+            self.weights.chunks_exact(LANES),
+        );
+        let tail = line.remainder().iter().zip(weights.remainder());
+        let tail: f64 = tail.map(|(v, w)| square(*v, self.factor) * w).sum();
+        for (values, weights) in line.zip(weights) {
+            for lane in 0..LANES {
+                sums[lane] += square(values[lane], self.factor) * weights[lane];
+            }
+        }
+        sums.iter().sum::<f64>() + tail
+    }
+}
+
+/// Add weight times (factor times entry)^2 to the sum of every column.
+pub(crate) fn add_squares<T: Real>(sums: &mut [f64], line: &[T], factor: PowerOfTwo, weight: f64) {
+    widest(AddSquares {
+        sums,
+        line,
+        factor,
+        weight,
+    });
+}
+
+struct AddSquares<'a, T> {
+    sums: &'a mut [f64],
+    line: &'a [T],
+    factor: PowerOfTwo,
+    weight: f64,
+}
+
+impl<T: Real> Kernel for AddSquares<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (sum, value) in self.sums.iter_mut().zip(self.line) {
+            *sum += square(*value, self.factor) * self.weight;
+        }
+    }
+}
+
+#[inline(always)]
+fn square<T: Real>(value: T, factor: PowerOfTwo) -> f64 {
+    let value = factor.times(value.to_f64().unwrap_or(f64::NAN));
+    value * value
+}
+
 /// Sum of the products of two vectors of one length.
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     widest(Dot(a, b))
