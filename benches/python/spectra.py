@@ -184,20 +184,27 @@ def whole_model(rng: np.random.Generator, repeats: int) -> None:
 
 
 def main() -> None:
+    sections = ("edges", "values", "triplets", "lanczos", "model")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="these sections")
     parser.add_argument("--full", action="store_true", help="4096 x 4096 and 4096 x 11008 too, a quarter of an hour")
-    arguments = parser.parse_args()
-    rng, repeats = np.random.default_rng(arguments.seed), arguments.repeats
+    chosen = parser.parse_args()
     versions = f"scipy {scipy.__version__}, torch {torch.__version__}"
-    print(f"{machine()}, {versions}, seed {arguments.seed}, {repeats} rounds")
+    print(f"{machine()}, {versions}, seed {chosen.seed}, {chosen.repeats} rounds")
     shapes = [(384, 1536), (768, 3072), (2048, 2048)]
-    edges(rng, repeats, shapes)
-    values(rng, repeats, shapes + ([(4096, 4096)] if arguments.full else []))
-    triplets(rng, repeats, [2048] + ([4096] if arguments.full else []))
-    lanczos(rng, repeats, *((4096, 11008) if arguments.full else (2048, 5504)))
-    whole_model(rng, min(3, repeats))
+    largest = [(4096, 4096)] if chosen.full else []
+    runs: dict[str, Callable[[np.random.Generator], None]] = {
+        "edges": lambda rng: edges(rng, chosen.repeats, shapes),
+        "values": lambda rng: values(rng, chosen.repeats, shapes + largest),
+        "triplets": lambda rng: triplets(rng, chosen.repeats, [2048] + [rows for rows, _ in largest]),
+        "lanczos": lambda rng: lanczos(rng, chosen.repeats, *((4096, 11008) if chosen.full else (2048, 5504))),
+        "model": lambda rng: whole_model(rng, min(3, chosen.repeats)),
+    }
+    for place, (name, run) in enumerate(runs.items()):
+        if name in chosen.only:
+            run(np.random.default_rng([chosen.seed, place]))
 
 
 if __name__ == "__main__":
