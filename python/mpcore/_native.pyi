@@ -120,7 +120,7 @@ def lanczos_edge(
     threads: int | None = None,
 ) -> tuple[dict[str, Any] | None, str]: ...
 def top_svd(
-    w: npt.NDArray[np.float64], k: int, tol: float, fast: bool, seed: int, threads: int | None = None
+    w: _Matrix, k: int, tol: float, fast: bool, seed: int, threads: int | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], int]: ...
 def find_edge(
     values: npt.NDArray[np.float64],

@@ -183,40 +183,55 @@ def _with_values(
     rule: tuple[float, float] | None,
     ask: dict[str, Any],
 ) -> dict[str, Any]:
-    second = None
+    second, profile = None, None
     # The median value gives the noise's deviation whatever the spikes.
     deviation = float(np.median(values)) / math.sqrt(matrix.n * mp.ppf(0.5, matrix.p / matrix.n))
     kurtosis = _native.kurtosis(matrix.kept, deviation, ask["threads"])
     ask = {**ask, "kurtosis": kurtosis, "eps": matrix.eps}
     if model == "whitened" or whiten != "none":
         second = _second_opinion(matrix, "both" if whiten == "none" else whiten, ask)
-    if model == "whitened" and second is not None and second["profile"] is None:
-        raise ConvergenceError(f"model='whitened': {second['warnings'][0]}")
-    profile = second["profile"] if model == "whitened" and second is not None else None
+    if model == "whitened" and second is not None:
+        if second.scales is None:
+            raise ConvergenceError(f"model='whitened': {second.warnings[0]}")
+        profile = _profile_edge(*second.scales, second.sigma_sq)
     kind = "auto" if model == "whitened" else model
     found: dict[str, Any] = _native.find_edge(values, matrix.n, model=kind, bema=rule, profile=profile, **ask)
     doubtful = found["n_spikes"] > 0 or not found["gof"][3]
     if second is None and model == "auto" and rule is None and found["sigma_sq"] > 0 and doubtful:
         second = _second_opinion(matrix, "both", ask)
-    found["n_spikes_whitened"] = second["n_spikes"] if second else None
-    found["warnings"] += second["warnings"] if second else []
+    found["n_spikes_whitened"] = second.n_spikes if second else None
+    found["warnings"] += second.warnings if second else []
     return found
 
 
-def _second_opinion(matrix: _Matrix, sides: str, ask: dict[str, Any]) -> dict[str, Any]:
-    """Spikes after scaling rows and columns to equal mean square, and the edge of noise with these scales."""
+class _Second(NamedTuple):
+    """Spikes and variance after scaling rows and columns to equal mean square, and these scales."""
+
+    n_spikes: int | None
+    sigma_sq: float
+    scales: tuple[NDArray[np.float64], NDArray[np.float64]] | None
+    warnings: list[str]
+
+
+def _second_opinion(matrix: _Matrix, sides: str, ask: dict[str, Any]) -> _Second:
     try:
         rows, columns = _native.sinkhorn(matrix.kept, sides, ask["threads"])
     except ConvergenceError as error:
-        return {"n_spikes": None, "profile": None, "warnings": [f"no second opinion: {error}"]}
-    white = (matrix.kept / rows[:, None] / columns).astype(matrix.kept.dtype)
+        return _Second(None, math.nan, None, [f"no second opinion: {error}"])
+    dtype = matrix.kept.dtype
+    white = matrix.kept / rows.astype(dtype)[:, None]
+    white /= columns.astype(dtype)
     values = all_values(white, bulk=True, threads=ask["threads"])
     found = _native.find_edge(values, matrix.n, model="auto", bema=None, profile=None, **ask)
+    return _Second(found["n_spikes"], found["sigma_sq"], (rows, columns), [])
+
+
+def _profile_edge(rows: NDArray[np.float64], columns: NDArray[np.float64], sigma_sq: float) -> float:
+    """The edge of noise with these deviations by row and by column."""
     unit = float(rows.max())
     on_rows = _without_sampling_noise((rows / unit) ** 2, len(columns))
     on_columns = _without_sampling_noise(columns**2, len(rows))
-    edge = unit * _native.profile_edge(on_rows * found["sigma_sq"], on_columns)
-    return {"n_spikes": found["n_spikes"], "profile": edge, "warnings": []}
+    return unit * float(_native.profile_edge(on_rows * sigma_sq, on_columns))
 
 
 def _without_sampling_noise(variances: NDArray[np.float64], samples: int) -> NDArray[np.float64]:

@@ -86,7 +86,9 @@ def svd(
 
     ``"krylov"`` iterates (block Lanczos with thick restarts, full reorthogonalisation) until every triplet has a
     residual below ``tol`` times s1. ``"fast"`` is the randomised range finder with two power iterations: a fixed cost,
-    and an error that ``info.residuals`` states. Both are a function of W and seed alone, whatever the threads.
+    and an error that ``info.residuals`` states. Both are a function of W and seed alone, whatever the threads. For
+    ``tol`` of 1e-6 and above W is multiplied in its own precision; values, right vectors and residuals come from
+    products in float64 in any case.
 
     Args:
         W: (rows, cols), as for :func:`svdvals`.
@@ -121,8 +123,8 @@ def svd(
         check_count("threads", threads, 1)
     if not 1e-14 <= tol < 1:
         raise ValueError(f"tol: {tol!r} is not in [1e-14, 1)")
-    wide = np.ascontiguousarray(array, dtype=np.float64)
-    left, s, right, residuals, matvecs = _native.top_svd(wide, int(k), tol, method == "fast", seed, threads)
+    matrix = native_matrix(array)
+    left, s, right, residuals, matvecs = _native.top_svd(matrix, int(k), tol, method == "fast", seed, threads)
     dtype = np.float64 if array.dtype == np.float64 else np.float32
     info = SvdInfo(residuals, matvecs, bool((residuals <= tol).all()))
     return Svd(left.T.astype(dtype, copy=False), s, right.astype(dtype, copy=False), info)

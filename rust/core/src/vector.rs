@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 
 use crate::{Error, Result};
 
+pub(crate) mod register;
+
 /// A computation whose loops are worth compiling again for wider vectors.
 pub(crate) trait Kernel {
     /// What it returns.

@@ -39,6 +39,14 @@ pub(crate) trait Work: Send {
 }
 
 impl Matrix<'_> {
+    fn shape(&self) -> (usize, usize) {
+        let shape = match self {
+            Matrix::Single(w) => w.shape(),
+            Matrix::Double(w) => w.shape(),
+        };
+        (shape[0], shape[1])
+    }
+
     pub(crate) fn run<W: Work>(
         &self,
         py: Python<'_>,
@@ -180,27 +188,33 @@ type Triplets<'py> = (
     usize,
 );
 
+struct Leading(Request);
+impl Work for Leading {
+    type Output = rsvd::Triplets;
+    fn run<T: Real>(self, w: &[T], shape: (usize, usize)) -> mpcore_core::Result<Self::Output> {
+        rsvd::top(w, shape, &self.0, &interrupted)
+    }
+}
+
 #[pyfunction]
 #[pyo3(signature = (w, k, tol, fast, seed, threads=None))]
 fn top_svd<'py>(
     py: Python<'py>,
-    w: PyReadonlyArray2<'py, f64>,
+    w: Matrix<'py>,
     k: usize,
     tol: f64,
     fast: bool,
     seed: u64,
     threads: Option<usize>,
 ) -> PyResult<Triplets<'py>> {
-    let (data, shape) = contiguous(&w)?;
     let request = Request {
         k,
         tolerance: tol,
         fast,
         seed,
     };
-    let found = py
-        .detach(|| with_threads(threads, || rsvd::top(data, shape, &request, &interrupted)))
-        .map_err(|e| to_python(&e))?;
+    let shape = w.shape();
+    let found = w.run(py, threads, Leading(request))?;
     let left = found.left.into_pyarray(py).reshape([k, shape.0])?;
     let right = found.right.into_pyarray(py).reshape([k, shape.1])?;
     let (values, residuals) = (

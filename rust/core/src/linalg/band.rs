@@ -277,29 +277,52 @@ impl<T: Real> FusedKernel for Factor<'_, T> {
 }
 
 /// Replace x by (beta, v[1..]) with (I - scale v v') x = (beta, 0), v[0] = 1; returns the scale.
-///
-/// What is too small to be squared counts as zero: the matrix is scaled, so that it is below any rounding.
 #[expect(
     clippy::inline_always,
     reason = "takes on the caller's instruction set"
 )]
 #[inline(always)]
-pub(crate) fn reflector<T: Real, const FUSED: bool>(x: &mut [T]) -> T {
-    let first = x[0];
-    let tail = &mut x[1..];
-    let squares = dot::<T, FUSED>(tail, tail);
-    if squares == T::zero() {
-        tail.fill(T::zero());
-        return T::zero();
-    }
-    let norm = (first * first + squares).sqrt();
-    let beta = if first > T::zero() { -norm } else { norm };
-    let factor = T::one() / (first - beta);
+fn reflector<T: Real, const FUSED: bool>(x: &mut [T]) -> T {
+    let (first, tail) = x.split_first_mut().expect("a reflector has a first entry");
+    let turn = Turn::new(*first, dot::<T, FUSED>(tail, tail));
+    *first = turn.onto;
     for value in tail {
-        *value *= factor;
+        *value *= turn.factor;
     }
-    x[0] = beta;
-    (beta - first) / beta
+    turn.scale
+}
+
+/// The reflector I - scale v v' that takes a vector (first, tail) onto (onto, 0): v = (1, factor tail).
+pub(crate) struct Turn<T> {
+    pub(crate) onto: T,
+    pub(crate) factor: T,
+    pub(crate) scale: T,
+}
+
+impl<T: Real> Turn<T> {
+    /// From the first entry and the sum of the squares of the others. What is too small to be squared counts as zero:
+    /// the matrix is scaled, so that it is below any rounding.
+    #[expect(
+        clippy::inline_always,
+        reason = "takes on the caller's instruction set"
+    )]
+    #[inline(always)]
+    pub(crate) fn new(first: T, squares: T) -> Self {
+        if squares == T::zero() {
+            return Self {
+                onto: first,
+                factor: T::zero(),
+                scale: T::zero(),
+            };
+        }
+        let norm = (first * first + squares).sqrt();
+        let onto = if first > T::zero() { -norm } else { norm };
+        Self {
+            onto,
+            factor: T::one() / (first - onto),
+            scale: (onto - first) / onto,
+        }
+    }
 }
 
 const LANES: usize = 32;

@@ -18,26 +18,26 @@
 
 use rayon::prelude::*;
 
-use crate::linalg::band::reflector;
+use crate::linalg::band::Turn;
 use crate::linalg::dense::Real;
 use crate::vector::{FusedKernel, multiply_add, widest_fused};
 
-/// Values that are handled together; room for so many lies before every row.
-const PAD: usize = 16;
+/// Values that are added up together.
+const LANES: usize = 16;
 /// Sweeps of a group, and steps of a piece.
 const GROUP: usize = 8;
 
-/// The upper half of a symmetric (n x n) band matrix of half width `B`, with room for bulges.
+/// A symmetric (n x n) band matrix of half width `B`, with room for bulges.
 ///
-/// Row c takes [`Self::STRIDE`] values: the pad, then the entries from (c, c) to (c, c + 2 B - 1). `B` rows of zeros below the
-/// last one make all blocks equal.
+/// Row c takes [`Self::STRIDE`] values: the entries from (c, c - B) to (c, c + 2 B - 1). The lower half only serves the
+/// diagonal blocks, which are read by rows. `B` rows of zeros below the last one make all blocks equal.
 pub(crate) struct Band<T, const B: usize> {
     n: usize,
     entries: Vec<T>,
 }
 
 impl<T: Real, const B: usize> Band<T, B> {
-    const STRIDE: usize = 2 * B + PAD;
+    const STRIDE: usize = 3 * B;
 
     pub(crate) fn new(n: usize) -> Self {
         Self {
@@ -48,9 +48,10 @@ impl<T: Real, const B: usize> Band<T, B> {
 
     /// Entries of a row from the diagonal on, in two parts.
     pub(crate) fn set(&mut self, row: usize, first: &[T], second: &[T]) {
-        let line = &mut self.entries[row * Self::STRIDE + PAD..][..=B];
-        line[..first.len()].copy_from_slice(first);
-        line[first.len()..first.len() + second.len()].copy_from_slice(second);
+        for (beside, value) in first.iter().chain(second).enumerate() {
+            self.entries[row * Self::STRIDE + B + beside] = *value;
+            self.entries[(row + beside) * Self::STRIDE + B - beside] = *value;
+        }
     }
 
     /// Diagonal and off-diagonal of an orthogonally similar tridiagonal matrix.
@@ -75,7 +76,7 @@ impl<T: Real, const B: usize> Band<T, B> {
             self.wave(&mut groups[low..high], wave - 2 * low);
         }
         let wide = |value: T| value.to_f64().unwrap_or(f64::NAN);
-        let line = |row: usize| &self.entries[row * Self::STRIDE + PAD..];
+        let line = |row: usize| &self.entries[row * Self::STRIDE + B..];
         let diagonal = (0..self.n).map(|row| wide(line(row)[0])).collect();
         let beside = (1..self.n).map(|row| wide(line(row - 1)[1])).collect();
         (diagonal, beside)
@@ -201,18 +202,25 @@ struct Window<'a, T, const B: usize> {
 }
 
 impl<T: Real, const B: usize> Window<'_, T, B> {
-    /// The place of the entry (row, row + beside), or of one of the pad, `back` before.
+    /// Where an entry lies.
     #[inline(always)]
-    fn place(&self, row: usize, beside: usize, back: usize) -> usize {
-        (row - self.first) * Band::<T, B>::STRIDE + PAD + beside - back
+    fn place(&self, row: usize, column: usize) -> usize {
+        (row - self.first) * Band::<T, B>::STRIDE + B + column - row
+    }
+
+    /// The row's entries in the columns from `column` on.
+    #[inline(always)]
+    fn block(&mut self, row: usize, column: usize) -> &mut [T; B] {
+        let place = self.place(row, column);
+        self.rows[place..]
+            .first_chunk_mut()
+            .expect("a row of the band holds the block")
     }
 
     /// Make row `sweep` tridiagonal; the reflector is carried on.
     #[inline(always)]
     fn start<const FUSED: bool>(&mut self, sweep: usize, carried: &mut Reflector<T, B>) {
-        let place = self.place(sweep, 1, 0);
-        let row = &mut self.rows[place..place + B];
-        *carried = take::<T, B, FUSED>(row);
+        *carried = take::<T, B, FUSED>(self.block(sweep, sweep + 1));
     }
 
     /// Apply the reflector to its rows from both sides, then to the block on their right, and make the first row of
@@ -225,118 +233,109 @@ impl<T: Real, const B: usize> Window<'_, T, B> {
         }
     }
 
+    /// S -= w v' + v w', w = scale (S v - scale (v' S v) v / 2), in both halves.
     #[inline(always)]
     fn diagonal<const FUSED: bool>(&mut self, row: usize, h: &Reflector<T, B>) {
-        let (v, scale) = (h.vector, h.scale);
-        let mut rows = [[T::zero(); B]; B];
-        let (mut w, mut below) = ([T::zero(); B], [T::zero(); B]);
-        for i in 0..B {
-            let start = i / PAD * PAD;
-            let place = self.place(row + i, start, i);
-            let mut line = [T::zero(); B];
-            for at in (start..B).step_by(PAD) {
-                let from: [T; PAD] = *array(&self.rows[place + at - start..]);
-                line[at..at + PAD].copy_from_slice(&from);
-            }
-            for k in 0..B {
-                line[k] = if k < i { T::zero() } else { line[k] };
-            }
-            rows[i] = line;
-            w = plus::<T, B, FUSED>(w, v[i], &line);
-            below[i] = dot_block::<T, B, FUSED>(&line, &v) - line[i] * v[i];
+        // The sweep before left the last row's lower half as it was.
+        let last = self.place(row + B - 1, row);
+        let (above, line) = self.rows.split_at_mut(last);
+        let column = above[last - (B - 1) * (Band::<T, B>::STRIDE - 1) + B - 1..].iter();
+        for (to, from) in line[..B - 1]
+            .iter_mut()
+            .zip(column.step_by(Band::<T, B>::STRIDE - 1))
+        {
+            *to = *from;
         }
-        for k in 0..B {
-            w[k] = scale * (w[k] + below[k]);
-        }
-        let half = scale / (T::one() + T::one());
-        let along = -half * dot_block::<T, B, FUSED>(&w, &v);
-        w = plus::<T, B, FUSED>(w, along, &v);
+        let mut w = [T::zero(); B];
         for i in 0..B {
-            let once = plus::<T, B, FUSED>(rows[i], -w[i], &v);
-            let line = plus::<T, B, FUSED>(once, -v[i], &w);
-            // What lies before the diagonal falls into the pad.
-            let start = i / PAD * PAD;
-            let place = self.place(row + i, start, i);
-            for at in (start..B).step_by(PAD) {
-                let to: &mut [T; PAD] = array_mut(&mut self.rows[place + at - start..]);
-                *to = *array(&line[at..]);
-            }
+            w = plus::<T, B, FUSED>(&w, h.vector[i], self.block(row + i, row));
+        }
+        for value in &mut w {
+            *value *= h.scale;
+        }
+        let half = h.scale / (T::one() + T::one());
+        let along = -half * dot::<T, B, FUSED>(&w, &h.vector);
+        w = plus::<T, B, FUSED>(&w, along, &h.vector);
+        for i in 0..B {
+            let line = self.block(row + i, row);
+            let once = plus::<T, B, FUSED>(line, -w[i], &h.vector);
+            *line = plus::<T, B, FUSED>(&once, -h.vector[i], &w);
         }
     }
 
     #[inline(always)]
     fn beside<const FUSED: bool>(&mut self, row: usize, h: &mut Reflector<T, B>) {
-        let v = h.vector;
         let mut y = [T::zero(); B];
         for i in 0..B {
-            let place = self.place(row + i, B, i);
-            y = plus::<T, B, FUSED>(y, v[i], array(&self.rows[place..]));
+            y = plus::<T, B, FUSED>(&y, h.vector[i], self.block(row + i, row + B));
         }
         for value in &mut y {
             *value *= h.scale;
         }
-        let place = self.place(row, B, 0);
-        let line: &mut [T; B] = array_mut(&mut self.rows[place..]);
-        *line = plus::<T, B, FUSED>(*line, -v[0], &y);
+        let line = self.block(row, row + B);
+        *line = plus::<T, B, FUSED>(line, -h.vector[0], &y);
         let next = take::<T, B, FUSED>(line);
+        let mut products = [[T::zero(); LANES]; B];
         for i in 1..B {
-            let place = self.place(row + i, B, i);
-            let line: &mut [T; B] = array_mut(&mut self.rows[place..]);
-            let once = plus::<T, B, FUSED>(*line, -v[i], &y);
-            let part = -next.scale * dot_block::<T, B, FUSED>(&once, &next.vector);
-            *line = plus::<T, B, FUSED>(once, part, &next.vector);
+            let line = self.block(row + i, row + B);
+            *line = plus::<T, B, FUSED>(line, -h.vector[i], &y);
+            products[i] = lanes_of_dot::<T, B, FUSED>(line, &next.vector);
+        }
+        let parts = products.map(|lanes| -next.scale * total(lanes));
+        for i in 1..B {
+            let line = self.block(row + i, row + B);
+            *line = plus::<T, B, FUSED>(line, parts[i], &next.vector);
         }
         *h = next;
     }
 }
 
 /// Reflect a row onto its first entry.
+///
+/// Whole rows throughout: loops over all but the first entry are turned into vector code of odd widths.
 #[inline(always)]
-fn take<T: Real, const B: usize, const FUSED: bool>(row: &mut [T]) -> Reflector<T, B> {
-    let scale = reflector::<T, FUSED>(row);
-    let mut vector = [T::zero(); B];
-    vector[..row.len()].copy_from_slice(row);
+fn take<T: Real, const B: usize, const FUSED: bool>(row: &mut [T; B]) -> Reflector<T, B> {
+    let first = std::mem::replace(&mut row[0], T::zero());
+    let turn = Turn::new(first, dot::<T, B, FUSED>(row, row));
+    let mut vector = row.map(|value| value * turn.factor);
     vector[0] = T::one();
-    row[1..].fill(T::zero());
-    Reflector { vector, scale }
-}
-
-#[inline(always)]
-fn array<T, const B: usize>(values: &[T]) -> &[T; B] {
-    values
-        .first_chunk()
-        .expect("a row of the band holds a block")
-}
-
-#[inline(always)]
-fn array_mut<T, const B: usize>(values: &mut [T]) -> &mut [T; B] {
-    values
-        .first_chunk_mut()
-        .expect("a row of the band holds a block")
+    *row = [T::zero(); B];
+    row[0] = turn.onto;
+    Reflector {
+        vector,
+        scale: turn.scale,
+    }
 }
 
 /// line + factor x
 #[inline(always)]
 fn plus<T: Real, const B: usize, const FUSED: bool>(
-    mut line: [T; B],
+    line: &[T; B],
     factor: T,
     x: &[T; B],
 ) -> [T; B] {
-    for k in 0..B {
-        line[k] = multiply_add::<T, FUSED>(factor, x[k], line[k]);
-    }
-    line
+    std::array::from_fn(|k| multiply_add::<T, FUSED>(factor, x[k], line[k]))
 }
 
 #[inline(always)]
-fn dot_block<T: Real, const B: usize, const FUSED: bool>(a: &[T; B], b: &[T; B]) -> T {
-    let mut sums = [T::zero(); PAD];
-    for start in (0..B).step_by(PAD) {
-        for k in 0..PAD {
+fn dot<T: Real, const B: usize, const FUSED: bool>(a: &[T; B], b: &[T; B]) -> T {
+    total(lanes_of_dot::<T, B, FUSED>(a, b))
+}
+
+#[inline(always)]
+fn lanes_of_dot<T: Real, const B: usize, const FUSED: bool>(a: &[T; B], b: &[T; B]) -> [T; LANES] {
+    let mut sums = [T::zero(); LANES];
+    for start in (0..B).step_by(LANES) {
+        for k in 0..LANES {
             sums[k] = multiply_add::<T, FUSED>(a[start + k], b[start + k], sums[k]);
         }
     }
-    let mut width = PAD / 2;
+    sums
+}
+
+#[inline(always)]
+fn total<T: Real>(mut sums: [T; LANES]) -> T {
+    let mut width = LANES / 2;
     while width > 0 {
         for k in 0..width {
             sums[k] += sums[k + width];

@@ -1,45 +1,80 @@
 //! The Gram matrix of the shorter side, tile by tile.
 
+#![expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::linalg::band::{STRIP, Symmetric};
-use crate::linalg::dense::{self, Real};
-use crate::linalg::values::Scaled;
+use num_traits::ToPrimitive;
 
-/// Rows and columns of the Gram matrix that one task computes; a multiple of [`STRIP`].
-const TILE: usize = 128;
-/// Columns that are multiplied before the sums move on: 512 rounding errors of float32 at most pile up.
-const DEPTH: usize = 512;
+use crate::linalg::dense::Real;
+use crate::linalg::values::Scaled;
+use crate::vector::register::{Lanes, MOST_LANES, Register};
+use crate::vector::{Kernel, Level, level, widest};
+
+/// Rows and columns of the Gram matrix that one task computes; a multiple of [`STRIP`] and of every panel's height.
+const TILE: usize = 192;
+/// Columns that are multiplied before the sums move on: 256 rounding errors of float32 at most pile up. One panel of so
+/// many columns fits the first cache.
+const DEPTH: usize = 256;
+/// Bytes of packed columns: a buffer that is filled again and again, because fresh pages cost more than what they hold.
+const PACKED: usize = 4 << 20;
+/// Columns that are packed row by row.
+const TURN: usize = 64;
 
 impl<T: Real> Scaled<'_, T> {
     /// Products in `P`, sums over blocks of columns in float64, the matrix in `S`.
-    pub(super) fn gram<P: Real, S: Real>(&self) -> Symmetric<S> {
-        const { assert!(TILE.is_multiple_of(STRIP)) };
+    pub(super) fn gram<P: Lanes + Real, S: Real>(&self) -> Symmetric<S> {
+        match level() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => self.gram_in::<P::Avx512, 8, 3, S>(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => self.gram_in::<P::Avx2, 4, 3, S>(),
+            _ => self.gram_in::<P::Portable, 4, 1, S>(),
+        }
+    }
+
+    /// `M` rows times `V` registers are summed at a time.
+    fn gram_in<R, const M: usize, const V: usize, S: Real>(&self) -> Symmetric<S>
+    where
+        R: Register,
+        R::Item: Lanes + Real,
+    {
+        let height = V * R::LANES;
+        assert!(
+            TILE.is_multiple_of(height) && TILE.is_multiple_of(STRIP) && height.is_multiple_of(M)
+        );
         let bands = self.short().div_ceil(TILE);
+        let padded = |band: usize| TILE.min(self.short().next_multiple_of(height) - band * TILE);
+        // Those on the diagonal take half the time and come last.
         let mut tiles: Vec<Tile> = (0..bands)
-            .flat_map(|i| (i..bands).map(move |j| (i, j)))
-            .map(|(i, j)| Tile {
-                i,
-                j,
-                sums: vec![0.0; self.height(i) * self.height(j)],
-            })
+            .flat_map(|apart| (apart..bands).map(move |j| (j - apart, j)))
+            .map(|(i, j)| Tile::new(i, j, padded(i), padded(j)))
             .collect();
-        for start in (0..self.long()).step_by(DEPTH) {
-            let depth = DEPTH.min(self.long() - start);
-            let panels: Vec<Vec<P>> = (0..bands)
-                .into_par_iter()
-                .map(|band| self.panel(band, start, depth))
-                .collect();
-            tiles.par_iter_mut().for_each(|tile| {
-                let (m, n) = (self.height(tile.i), self.height(tile.j));
-                let (left, right) = (&panels[tile.i], &panels[tile.j]);
-                let mut product = vec![P::default(); m * n];
-                dense::add_product_transposed(&mut product, left, right, (m, depth, n));
-                for (total, value) in tile.sums.iter_mut().zip(product) {
-                    *total += value.to_f64().unwrap_or(f64::NAN);
-                }
+        tiles.sort_by_key(|tile| tile.i == tile.j);
+        let columns = PACKED / (self.short() * size_of::<R::Item>()) / DEPTH * DEPTH;
+        let columns = columns.max(DEPTH).min(self.long());
+        let mut panels =
+            vec![vec![R::Item::default(); height * columns]; self.short().div_ceil(height)];
+        for start in (0..self.long()).step_by(columns) {
+            let depth = start..self.long().min(start + columns);
+            panels.par_iter_mut().enumerate().for_each(|(i, panel)| {
+                panel.truncate(height * depth.len());
+                self.pack(i * height, height, depth.clone(), panel);
+            });
+            let of_band =
+                |band: usize, rows: usize| &panels[band * TILE / height..][..rows / height];
+            tiles.par_iter_mut().with_max_len(1).for_each(|tile| {
+                let (left, right) = (of_band(tile.i, tile.rows), of_band(tile.j, tile.columns));
+                widest(Products::<R, M, V> { left, right, tile });
             });
         }
+        tiles.sort_by_key(|tile| (tile.i, tile.j));
         let strips = (0..self.short().div_ceil(STRIP))
             .into_par_iter()
             .map(|strip| self.strip(strip * STRIP, &tiles))
@@ -49,57 +84,167 @@ impl<T: Real> Scaled<'_, T> {
 
     /// Rows from `first` on, at most [`STRIP`] of them, from column `first` to the last.
     fn strip<S: Real>(&self, first: usize, tiles: &[Tile]) -> Vec<S> {
+        let cast = |v: f64| S::from(v).unwrap_or_else(S::nan);
         let (bands, band) = (self.short().div_ceil(TILE), first / TILE);
         // Tiles (i, j) with j >= i, row after row.
         let begin: usize = (0..band).map(|i| bands - i).sum();
+        let (on_diagonal, others) = tiles[begin..begin + bands - band]
+            .split_first()
+            .expect("a band has a tile on the diagonal");
         let rows = first..self.short().min(first + STRIP);
         let mut strip = Vec::with_capacity(rows.len() * (self.short() - first));
         for row in rows {
-            for tile in &tiles[begin..begin + bands - band] {
-                let width = self.height(tile.j);
-                let line = &tile.sums[(row - band * TILE) * width..][..width];
-                let skip = first.saturating_sub(tile.j * TILE);
-                strip.extend(
-                    line[skip..]
-                        .iter()
-                        .map(|v| S::from(*v).unwrap_or_else(S::nan)),
-                );
+            let end = self.short().min((band + 1) * TILE);
+            let inside = |column: usize| column - band * TILE;
+            strip.extend((first..end).map(|column| {
+                let (row, column) = (row.min(column), row.max(column));
+                cast(on_diagonal.row(inside(row))[inside(column)])
+            }));
+            for tile in others {
+                let width = TILE.min(self.short() - tile.j * TILE);
+                let line = &tile.row(inside(row))[..width];
+                strip.extend(line.iter().map(|v| cast(*v)));
             }
         }
         strip
     }
 
-    fn height(&self, band: usize) -> usize {
-        TILE.min(self.short() - band * TILE)
-    }
-
-    /// Rows of one band, columns `start .. start + depth`, row-major.
-    fn panel<P: Real>(&self, band: usize, start: usize, depth: usize) -> Vec<P> {
-        let height = self.height(band);
-        let mut panel = vec![P::default(); height * depth];
-        let cast = |v: f64| P::from(v).unwrap_or_else(P::nan);
+    /// At most `height` rows of the shorter side from `first` on, column by column; the panel's other rows stay.
+    fn pack<P: Real>(&self, first: usize, height: usize, depth: Range<usize>, panel: &mut [P]) {
+        let cast = |v: T| P::from(self.scaled(v)).unwrap_or_else(P::nan);
+        let rows = height.min(self.short() - first);
         if self.rows <= self.columns {
-            for (row, out) in panel.chunks_exact_mut(depth).enumerate() {
-                let line = &self.w[(band * TILE + row) * self.columns + start..][..depth];
-                for (value, w) in out.iter_mut().zip(line) {
-                    *value = cast(self.scaled(*w));
+            for (part, start) in panel.chunks_mut(TURN * height).zip(depth.step_by(TURN)) {
+                for row in 0..rows {
+                    let line = &self.w[(first + row) * self.columns + start..];
+                    for (column, value) in part.chunks_exact_mut(height).zip(line) {
+                        column[row] = cast(*value);
+                    }
                 }
             }
         } else {
-            for k in 0..depth {
-                let line = &self.w[(start + k) * self.columns + band * TILE..][..height];
-                for (row, w) in line.iter().enumerate() {
-                    panel[row * depth + k] = cast(self.scaled(*w));
+            for (column, k) in panel.chunks_exact_mut(height).zip(depth) {
+                let line = &self.w[k * self.columns + first..][..rows];
+                for (value, w) in column.iter_mut().zip(line) {
+                    *value = cast(*w);
                 }
             }
         }
-        panel
     }
 }
 
-/// Rows of band `i` and columns of band `j` >= `i`.
+/// Rows of band `i` and columns of band `j` >= `i`; on the diagonal only the upper half is right.
 struct Tile {
     i: usize,
     j: usize,
+    rows: usize,
+    columns: usize,
     sums: Vec<f64>,
+}
+
+impl Tile {
+    fn new(i: usize, j: usize, rows: usize, columns: usize) -> Self {
+        let sums = vec![0.0; rows * columns];
+        Self {
+            i,
+            j,
+            rows,
+            columns,
+            sums,
+        }
+    }
+
+    fn row(&self, row: usize) -> &[f64] {
+        &self.sums[row * self.columns..][..self.columns]
+    }
+}
+
+/// Products of all pairs of two bands' panels, each V registers high.
+struct Products<'a, R: Register, const M: usize, const V: usize> {
+    left: &'a [Vec<R::Item>],
+    right: &'a [Vec<R::Item>],
+    tile: &'a mut Tile,
+}
+
+impl<R, const M: usize, const V: usize> Kernel for Products<'_, R, M, V>
+where
+    R: Register,
+    R::Item: Real,
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let height = V * R::LANES;
+        let width = self.tile.columns;
+        let depth = self.right[0].len() / height;
+        for start in (0..depth).step_by(DEPTH) {
+            let part = start * height..depth.min(start + DEPTH) * height;
+            for (j, right) in self.right.iter().enumerate() {
+                let above = if self.tile.i == self.tile.j {
+                    j + 1
+                } else {
+                    self.left.len()
+                };
+                for (i, left) in self.left[..above].iter().enumerate() {
+                    for row in (0..height).step_by(M) {
+                        let place = (i * height + row) * width + j * height;
+                        let sums = &mut self.tile.sums[place..];
+                        block::<R, M, V>(
+                            &left[part.clone()],
+                            row,
+                            &right[part.clone()],
+                            sums,
+                            width,
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Add the products of `M` rows of one panel, from `row` on, with all rows of another to sums that are `width` apart.
+#[inline(always)]
+fn block<R, const M: usize, const V: usize>(
+    left: &[R::Item],
+    row: usize,
+    right: &[R::Item],
+    sums: &mut [f64],
+    width: usize,
+) where
+    R: Register,
+    R::Item: Real,
+{
+    let height = V * R::LANES;
+    assert!(row + M <= height && left.len() == right.len() && left.len().is_multiple_of(height));
+    let zero = R::Item::default();
+    #[expect(unsafe_code, reason = "sums stay in registers; asserted bounds")]
+    // SAFETY: the level in use names the instruction set of R. Every read lies inside one of the `len / height`
+    // columns of `height` values of its panel, every store in `lanes`, which has room for the widest register.
+    unsafe {
+        let mut inner = [[R::splat(zero); V]; M];
+        let (mut left, mut from) = (left.as_ptr().add(row), right.as_ptr());
+        let end = from.add(right.len());
+        while from < end {
+            let line: [R; V] = std::array::from_fn(|v| R::load(from.add(v * R::LANES)));
+            for (i, inner) in inner.iter_mut().enumerate() {
+                let value = R::splat(*left.add(i));
+                for v in 0..V {
+                    inner[v] = inner[v].plus_product(value, line[v]);
+                }
+            }
+            (left, from) = (left.wrapping_add(height), from.add(height));
+        }
+        for (i, inner) in inner.iter().enumerate() {
+            for (v, inner) in inner.iter().enumerate() {
+                let mut lanes = [zero; MOST_LANES];
+                inner.store(lanes.as_mut_ptr());
+                let sums = &mut sums[i * width + v * R::LANES..][..R::LANES];
+                for (sum, value) in sums.iter_mut().zip(lanes) {
+                    *sum += value.to_f64().unwrap_or(f64::NAN);
+                }
+            }
+        }
+    }
 }

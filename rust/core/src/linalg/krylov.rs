@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::linalg::dense::{self, Real};
 use crate::linalg::orthogonal::orthonormalise;
+use crate::linalg::pass::Pass;
 use crate::linalg::reduce;
 use crate::linalg::values::{PowerOfTwo, exponent, largest_magnitude, scale};
 use crate::random::Random;
@@ -16,11 +17,12 @@ use crate::random::Random;
 /// Columns of a product that one task computes.
 const TILE: usize = 256;
 
-/// A as an operator; products in `T`, blocks in float64.
+/// A as an operator; products in float32 if its entries are and they need not be exact, else in float64; blocks in float64.
 pub(crate) struct Operator<'a, T: Real> {
     w: Cow<'a, [T]>,
     rows: usize,
     columns: usize,
+    exact: bool,
     /// The stored matrix is 2^-power times the caller's.
     pub(crate) power: i32,
 }
@@ -42,8 +44,18 @@ impl<'a, T: Real> Operator<'a, T> {
             w,
             rows,
             columns,
+            exact: false,
             power,
         })
+    }
+
+    /// The same matrix, multiplied in float64.
+    pub(crate) fn exact(&self) -> Operator<'_, T> {
+        Operator {
+            w: Cow::Borrowed(&self.w),
+            exact: true,
+            ..*self
+        }
     }
 
     pub(crate) fn short(&self) -> usize {
@@ -56,7 +68,7 @@ impl<'a, T: Real> Operator<'a, T> {
 
     /// Whether rows of the caller's matrix are the short side.
     pub(crate) fn is_wide(&self) -> bool {
-        self.rows <= self.columns
+        self.rows < self.columns
     }
 
     /// Squared Frobenius norm, summed in blocks.
@@ -71,46 +83,41 @@ impl<'a, T: Real> Operator<'a, T> {
 
     /// X A for a block X of vectors on the short side.
     pub(crate) fn to_long(&self, x: &[f64]) -> Vec<f64> {
-        if self.is_wide() {
-            self.times(x)
-        } else {
-            self.times_transposed(x)
-        }
+        self.product(x, self.is_wide())
     }
 
     /// Y A' for a block Y of vectors on the long side.
     pub(crate) fn to_short(&self, y: &[f64]) -> Vec<f64> {
+        self.product(y, !self.is_wide())
+    }
+
+    /// X A A' for a block X of vectors on the short side.
+    fn there_and_back(&self, x: &[f64]) -> Vec<f64> {
         if self.is_wide() {
-            self.times_transposed(y)
+            return self.to_short(&self.to_long(x));
+        }
+        let pass = Pass::new(&self.w, self.columns);
+        if self.single() {
+            pass.times_both::<f32>(x)
         } else {
-            self.times(y)
+            pass.times_both::<f64>(x)
         }
     }
 
-    /// X W, X (b x rows).
-    fn times(&self, x: &[f64]) -> Vec<f64> {
-        let block = x.len() / self.rows;
-        let x: Vec<T> = x.iter().map(|v| cast(*v)).collect();
-        tiled(block, self.columns, |first, width| {
-            dense::times_columns(
-                &x,
-                &self.w,
-                (block, self.rows, width),
-                (first, self.columns),
-            )
-        })
+    /// Whether products are in float32.
+    fn single(&self) -> bool {
+        !self.exact && size_of::<T>() == size_of::<f32>()
     }
 
-    /// X W', X (b x columns).
-    fn times_transposed(&self, x: &[f64]) -> Vec<f64> {
-        let block = x.len() / self.columns;
-        let x: Vec<T> = x.iter().map(|v| cast(*v)).collect();
-        tiled(block, self.rows, |first, width| {
-            let rows = &self.w[first * self.columns..(first + width) * self.columns];
-            let mut tile = vec![T::default(); block * width];
-            dense::add_product_transposed(&mut tile, &x, rows, (block, self.columns, width));
-            tile
-        })
+    /// X W for a block on the side of the rows, X W' for one on the side of the columns.
+    fn product(&self, x: &[f64], on_rows: bool) -> Vec<f64> {
+        let pass = Pass::new(&self.w, self.columns);
+        match (on_rows, self.single()) {
+            (true, true) => pass.times::<f32>(x),
+            (true, false) => pass.times::<f64>(x),
+            (false, true) => pass.times_transposed::<f32>(x),
+            (false, false) => pass.times_transposed::<f64>(x),
+        }
     }
 }
 
@@ -199,7 +206,7 @@ impl<'a, T: Real> Space<'a, T> {
         let block = self.next.len() / length;
         let old = self.dimension();
         self.basis.extend_from_slice(&self.next);
-        let mut image = self.operator.to_short(&self.operator.to_long(&self.next));
+        let mut image = self.operator.there_and_back(&self.next);
         self.products += 2 * block;
         let first = self.project_out(&mut image, block);
         self.project_out(&mut image, block);

@@ -6,6 +6,7 @@ pub mod dense;
 mod gram;
 pub(crate) mod krylov;
 pub(crate) mod orthogonal;
+pub(crate) mod pass;
 pub(crate) mod reduce;
 pub mod rsvd;
 pub mod survey;

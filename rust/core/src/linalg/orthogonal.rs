@@ -2,6 +2,7 @@
 
 use crate::linalg::reduce::dot;
 use crate::random::Random;
+use crate::vector::{Kernel, widest};
 
 /// Make the rows of `block` orthonormal, and orthogonal to the orthonormal rows of `basis`, by Gram-Schmidt twice.
 ///
@@ -51,10 +52,30 @@ pub(crate) fn orthonormalise(
 /// Subtract from `row` its part along the unit vector `other`; returns that part.
 fn remove(row: &mut [f64], other: &[f64]) -> f64 {
     let part = dot(row, other);
-    for (value, o) in row.iter_mut().zip(other) {
-        *value -= part * o;
-    }
+    widest(Less { row, part, other });
     part
+}
+
+/// row -= part other
+struct Less<'a> {
+    row: &'a mut [f64],
+    part: f64,
+    other: &'a [f64],
+}
+
+impl Kernel for Less<'_> {
+    type Output = ();
+
+    #[expect(
+        clippy::inline_always,
+        reason = "takes on the caller's instruction set"
+    )]
+    #[inline(always)]
+    fn run(self) {
+        for (value, o) in self.row.iter_mut().zip(self.other) {
+            *value -= self.part * o;
+        }
+    }
 }
 
 #[cfg(test)]

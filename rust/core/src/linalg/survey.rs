@@ -6,6 +6,7 @@ use crate::Result;
 use crate::linalg::dense::Real;
 use crate::linalg::reduce;
 use crate::linalg::values::{PowerOfTwo, exponent, largest_magnitude};
+use crate::vector::{Kernel, widest};
 
 /// Rows (`true` where an entry is not zero) and columns of a row-major matrix of `columns` columns.
 ///
@@ -16,17 +17,7 @@ pub fn nonzero_lines<T: Real>(w: &[T], columns: usize) -> Result<(Vec<bool>, Vec
     largest_magnitude(w, columns)?;
     let blocks: Vec<(Vec<bool>, Vec<bool>)> = w
         .par_chunks(BLOCK * columns)
-        .map(|lines| {
-            let mut kept = vec![false; columns];
-            let mut rows = Vec::with_capacity(BLOCK);
-            for line in lines.chunks_exact(columns) {
-                rows.push(line.iter().any(|value| *value != T::zero()));
-                for (value, kept) in line.iter().zip(&mut kept) {
-                    *kept |= *value != T::zero();
-                }
-            }
-            (rows, kept)
-        })
+        .map(|lines| widest(Lines { lines, columns }))
         .collect();
     let mut kept = vec![false; columns];
     let mut rows = Vec::new();
@@ -37,6 +28,36 @@ pub fn nonzero_lines<T: Real>(w: &[T], columns: usize) -> Result<(Vec<bool>, Vec
         }
     }
     Ok((rows, kept))
+}
+
+/// Which rows and columns of a few rows hold an entry other than zero.
+struct Lines<'a, T> {
+    lines: &'a [T],
+    columns: usize,
+}
+
+impl<T: Real> Kernel for Lines<'_, T> {
+    type Output = (Vec<bool>, Vec<bool>);
+
+    #[expect(
+        clippy::inline_always,
+        reason = "takes on the caller's instruction set"
+    )]
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let mut kept = vec![false; self.columns];
+        let mut rows = Vec::with_capacity(self.lines.len() / self.columns);
+        for line in self.lines.chunks_exact(self.columns) {
+            let mut any = false;
+            for (value, kept) in line.iter().zip(&mut kept) {
+                let some = *value != T::zero();
+                any |= some;
+                *kept |= some;
+            }
+            rows.push(any);
+        }
+        (rows, kept)
+    }
 }
 
 /// Excess kurtosis m4 / m2^2 - 3 about zero.
@@ -69,9 +90,15 @@ pub fn kurtosis<T: Real>(w: &[T], columns: usize, deviation: Option<f64>) -> Res
     };
     let all = sums(f64::INFINITY);
     let deviation = deviation.map_or_else(|| (all.second / all.count).sqrt(), |d| factor.times(d));
+    let limit = 10.0 * deviation;
+    let noise = if factor.times(largest) <= limit {
+        all
+    } else {
+        sums(limit)
+    };
     Ok(Kurtosis {
         all: all.excess(),
-        noise: sums(10.0 * deviation).excess(),
+        noise: noise.excess(),
     })
 }
 

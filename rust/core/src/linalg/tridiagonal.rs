@@ -1,11 +1,22 @@
-//! Eigenvalues of symmetric tridiagonal and singular values of bidiagonal matrices.
+//! Eigenvalues of symmetric tridiagonal and singular values of bidiagonal matrices, by bisection.
+//!
+//! Each count of a bisection is a run of the three-term recurrence of the leading minors, p(i+1) = (d(i) - x) p(i) -
+//! e(i-1)^2 p(i-1): as many eigenvalues lie below x as there are changes of sign (J. W. Givens, "A method of computing
+//! eigenvalues and eigenvectors suggested by classical results on symmetric matrices", 1953). Many shifts go side by
+//! side in vector registers, and there is no division, whose price made bisection slower than QL; rescaling keeps the
+//! minors in range. Rounding acts like a change of d and e by a few eps, nothing has to converge, and values do not
+//! depend on one another: any number of threads gives the same bits.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::linalg::values::{PowerOfTwo, exponent};
+use crate::vector::{FusedKernel, multiply_add, widest_fused};
+
 /// Eigenvalues, ascending, of the symmetric tridiagonal matrix with this diagonal and off-diagonal.
 ///
-/// Root-free QL (Pal, Walker and Kahan, as LAPACK's `dsterf`); absolute error a few eps times the largest. If the
-/// iteration exceeds its budget, bisection finishes: it cannot fail.
+/// Absolute error a few eps times the largest.
 ///
 /// # Example
 /// ```
@@ -14,178 +25,193 @@ use rayon::prelude::*;
 /// ```
 #[must_use]
 pub fn eigenvalues(diagonal: &[f64], beside: &[f64]) -> Vec<f64> {
-    root_free_ql(diagonal, beside).unwrap_or_else(|| {
-        let squares: Vec<f64> = beside.iter().map(|e| e * e).collect();
-        bisect_all(diagonal, &squares, 0..diagonal.len())
-    })
+    let n = diagonal.len();
+    Tridiagonal::new(diagonal, beside).map_or_else(|| vec![0.0; n], |matrix| matrix.bisect(0..n))
 }
 
 /// Singular values, descending, of the upper bidiagonal matrix with this diagonal and superdiagonal.
 ///
-/// Bisection on the Golub-Kahan matrix (zero diagonal, d and e interleaved beside it), whose eigenvalues are plus and
-/// minus the singular values: absolute error a few eps times the largest, no square is taken.
+/// The Golub-Kahan matrix (zero diagonal, d and e interleaved beside it) has plus and minus the singular values as its
+/// eigenvalues: absolute error a few eps times the largest, no square is lost.
 #[must_use]
 pub fn singular_values(diagonal: &[f64], above: &[f64]) -> Vec<f64> {
     let n = diagonal.len();
-    let mut squares = Vec::with_capacity(2 * n);
-    for i in 0..n {
-        squares.push(diagonal[i] * diagonal[i]);
-        if i + 1 < n {
-            squares.push(above[i] * above[i]);
-        }
+    let mut beside = Vec::with_capacity(2 * n);
+    for (i, value) in diagonal.iter().enumerate() {
+        beside.push(*value);
+        beside.extend(above.get(i));
     }
-    let mut values = bisect_all(&vec![0.0; 2 * n], &squares, n..2 * n);
+    let mut values = Tridiagonal::new(&vec![0.0; 2 * n], &beside)
+        .map_or_else(|| vec![0.0; n], |matrix| matrix.bisect(n..2 * n));
     values.reverse();
     values.iter().map(|v| v.max(0.0)).collect()
 }
 
-/// Lanes of the bisection: so many counts run side by side in vector registers.
-const LANES: usize = 8;
+/// Shifts that are counted side by side.
+const LANES: usize = 16;
+/// Rows between two rescalings: minors of a matrix of norm 1 grow by 3 a row at most and shrink by [`LEAST`] eps in two.
+const ROWS: usize = 8;
+/// Squares off the diagonal are at least this, which moves no value by more than 2^-60: no minor after a zero is zero.
+const LEAST: f64 = f64::from_bits((1023 - 120) << 52);
 
-/// The eigenvalues with ranks `wanted` (ascending order) by bisection.
-fn bisect_all(diagonal: &[f64], squares: &[f64], wanted: std::ops::Range<usize>) -> Vec<f64> {
-    let radius = bound(diagonal, squares);
-    let ranks: Vec<usize> = wanted.collect();
-    ranks
-        .par_chunks(LANES)
-        .flat_map_iter(|ranks| {
-            let mut rank = [*ranks.last().unwrap_or(&0); LANES];
-            rank[..ranks.len()].copy_from_slice(ranks);
-            let found = bisect(diagonal, squares, rank, radius);
-            found.into_iter().take(ranks.len())
+/// A symmetric tridiagonal matrix, scaled by 2^-exponent to a norm below 1.
+struct Tridiagonal {
+    diagonal: Vec<f64>,
+    /// Of the off-diagonal, one above each row; the first is not looked at.
+    squares: Vec<f64>,
+    exponent: i32,
+}
+
+impl Tridiagonal {
+    /// `None` for a matrix of zeros.
+    fn new(diagonal: &[f64], beside: &[f64]) -> Option<Self> {
+        let beside = |i: usize| beside.get(i).map_or(0.0, |e| e.abs());
+        let above = |i: usize| if i > 0 { beside(i - 1) } else { 0.0 };
+        let radius = (0..diagonal.len())
+            .map(|i| diagonal[i].abs() + above(i) + beside(i))
+            .fold(0.0, f64::max);
+        if radius == 0.0 {
+            return None;
+        }
+        let exponent = exponent(radius);
+        let factor = PowerOfTwo::new(-exponent);
+        let square = |i| factor.times(above(i)).powi(2).max(LEAST);
+        // Rows of 2 beyond the last change no sign.
+        let rows = diagonal.len().next_multiple_of(ROWS);
+        let mut scaled: Vec<f64> = diagonal.iter().map(|d| factor.times(*d)).collect();
+        scaled.resize(rows, 2.0);
+        Some(Self {
+            diagonal: scaled,
+            squares: (0..rows).map(square).collect(),
+            exponent,
         })
-        .collect()
+    }
+
+    /// The eigenvalues with these ranks from below.
+    fn bisect(&self, wanted: Range<usize>) -> Vec<f64> {
+        // The counts at the points of a grid over [-1, 1] leave one cell for each value.
+        let cells = wanted.len().next_power_of_two().max(LANES);
+        let width = 2.0 / cells as f64;
+        let point = |cell: usize| cell as f64 * width - 1.0;
+        let counts: Vec<u64> = (0..cells / LANES)
+            .into_par_iter()
+            .flat_map_iter(|part| {
+                self.count_below(std::array::from_fn(|i| point(part * LANES + i)))
+            })
+            .collect();
+        let cell = |rank: usize| counts.partition_point(|count| *count <= rank as u64) - 1;
+        let halvings = f64::MANTISSA_DIGITS - cells.ilog2();
+        let unscale = PowerOfTwo::new(self.exponent);
+        let ranks: Vec<usize> = wanted.collect();
+        ranks
+            .par_chunks(LANES)
+            .flat_map_iter(|ranks| {
+                let rank = |lane: usize| ranks[lane.min(ranks.len() - 1)];
+                let mut low: [f64; LANES] = std::array::from_fn(|lane| point(cell(rank(lane))));
+                let mut step = width;
+                for _ in 0..halvings {
+                    step *= 0.5;
+                    let below = self.count_below(low.map(|low| low + step));
+                    for lane in 0..LANES {
+                        if below[lane] <= rank(lane) as u64 {
+                            low[lane] += step;
+                        }
+                    }
+                }
+                let found = low.map(|low| unscale.times(low + 0.5 * step));
+                found.into_iter().take(ranks.len())
+            })
+            .collect()
+    }
+
+    /// How many eigenvalues lie below each of the shifts.
+    fn count_below(&self, shifts: [f64; LANES]) -> [u64; LANES] {
+        widest_fused(Count {
+            diagonal: &self.diagonal,
+            squares: &self.squares,
+            shifts,
+        })
+    }
 }
 
-/// Largest absolute row sum: no eigenvalue lies outside it.
-fn bound(diagonal: &[f64], squares: &[f64]) -> f64 {
-    let beside = |i: usize| squares.get(i).map_or(0.0, |s| s.sqrt());
-    (0..diagonal.len())
-        .map(|i| diagonal[i].abs() + beside(i) + if i > 0 { beside(i - 1) } else { 0.0 })
-        .fold(0.0, f64::max)
+struct Count<'a> {
+    diagonal: &'a [f64],
+    squares: &'a [f64],
+    shifts: [f64; LANES],
 }
 
-fn bisect(diagonal: &[f64], squares: &[f64], rank: [usize; LANES], radius: f64) -> [f64; LANES] {
-    let (mut low, mut high) = ([-radius; LANES], [radius; LANES]);
-    // 2 radius 2^-60 is below the rounding of any entry.
-    for _ in 0..60 {
-        let middle: [f64; LANES] = std::array::from_fn(|lane| 0.5 * (low[lane] + high[lane]));
-        let below = count_below(diagonal, squares, &middle, radius);
-        for lane in 0..LANES {
-            if below[lane] > rank[lane] {
-                high[lane] = middle[lane];
-            } else {
-                low[lane] = middle[lane];
+impl FusedKernel for Count<'_> {
+    type Output = [u64; LANES];
+
+    #[expect(
+        clippy::inline_always,
+        reason = "takes on the caller's instruction set"
+    )]
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) -> [u64; LANES] {
+        let (mut minor, mut before) = ([1.0; LANES], [0.0; LANES]);
+        let mut changes = [0u64; LANES];
+        let (diagonal, _) = self.diagonal.as_chunks::<ROWS>();
+        let (squares, _) = self.squares.as_chunks::<ROWS>();
+        for (diagonal, squares) in diagonal.iter().zip(squares) {
+            for (d, square) in diagonal.iter().zip(squares) {
+                for lane in 0..LANES {
+                    let next = multiply_add::<f64, FUSED>(
+                        d - self.shifts[lane],
+                        minor[lane],
+                        -square * before[lane],
+                    );
+                    changes[lane] += (next.to_bits() ^ minor[lane].to_bits()) >> 63;
+                    before[lane] = minor[lane];
+                    minor[lane] = next;
+                }
+            }
+            for lane in 0..LANES {
+                let factor = inverse_power_of_two(minor[lane].abs().max(before[lane].abs()));
+                minor[lane] *= factor;
+                before[lane] *= factor;
             }
         }
+        changes
     }
-    std::array::from_fn(|lane| 0.5 * (low[lane] + high[lane]))
 }
 
-/// Sturm counts: how many eigenvalues lie below each of `shifts`.
-fn count_below(
-    diagonal: &[f64],
-    squares: &[f64],
-    shifts: &[f64; LANES],
-    radius: f64,
-) -> [usize; LANES] {
-    let tiny = f64::MIN_POSITIVE.max(radius * radius * 1e-290);
-    let mut pivot = [1.0; LANES];
-    let mut negative = [0u64; LANES];
-    for (i, d) in diagonal.iter().enumerate() {
-        let square = if i > 0 { squares[i - 1] } else { 0.0 };
-        for lane in 0..LANES {
-            let next = d - shifts[lane] - square / pivot[lane];
-            pivot[lane] = if next.abs() < tiny { -tiny } else { next };
-            negative[lane] += u64::from(pivot[lane] < 0.0);
-        }
-    }
-    negative.map(|count| count as usize)
-}
-
-/// `None` if the budget of sweeps is used up.
-fn root_free_ql(diagonal: &[f64], beside: &[f64]) -> Option<Vec<f64>> {
-    let mut d = diagonal.to_vec();
-    let mut e: Vec<f64> = beside.iter().map(|v| v * v).collect();
-    e.push(0.0);
-    let mut budget = 60 * d.len();
-    let mut first = 0;
-    while first < d.len() {
-        let end = block_end(&d, &e, first, d.len());
-        // QL converges from the top: start at the smaller end.
-        if d[end - 1].abs() < d[first].abs() {
-            d[first..end].reverse();
-            e[first..end - 1].reverse();
-        }
-        let mut row = first;
-        while row < end {
-            let last = block_end(&d, &e, row, end) - 1;
-            if last + 1 < end {
-                e[last] = 0.0;
-            }
-            if last == row {
-                row += 1;
-            } else {
-                budget = budget.checked_sub(1)?;
-                sweep(&mut d, &mut e, row, last);
-            }
-        }
-        first = end;
-    }
-    d.sort_by(f64::total_cmp);
-    Some(d)
-}
-
-/// One past the last row of the unreduced block that starts at `row`.
-fn block_end(d: &[f64], e: &[f64], row: usize, end: usize) -> usize {
-    const EPS_SQ: f64 = f64::EPSILON * f64::EPSILON / 4.0;
-    let mut last = row;
-    while last + 1 < end && e[last] > EPS_SQ * (d[last] * d[last + 1]).abs() {
-        last += 1;
-    }
-    last + 1
-}
-
-/// One implicit QL sweep over rows `row..=last`; `e` holds squares.
-fn sweep(d: &mut [f64], e: &mut [f64], row: usize, last: usize) {
-    let root = e[row].sqrt();
-    let half = (d[row + 1] - d[row]) / (2.0 * root);
-    let shift = d[row] - root / (half + half.hypot(1.0).copysign(half));
-    let (mut c, mut s) = (1.0, 0.0);
-    let mut gamma = d[last] - shift;
-    let mut p = gamma * gamma;
-    for i in (row..last).rev() {
-        let square = e[i];
-        let r = p + square;
-        if i + 1 != last {
-            e[i + 1] = s * r;
-        }
-        let old_c = c;
-        c = p / r;
-        s = square / r;
-        let old_gamma = gamma;
-        gamma = c * (d[i] - shift) - s * old_gamma;
-        d[i + 1] = old_gamma + (d[i] - gamma);
-        p = if c == 0.0 {
-            old_c * square
-        } else {
-            gamma * gamma / c
-        };
-    }
-    e[row] = s * p;
-    d[row] = shift + gamma;
+/// The power of two that brings a normal number, smaller than 2^1023, into [1, 2).
+#[expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+#[inline(always)]
+fn inverse_power_of_two(value: f64) -> f64 {
+    f64::from_bits((2046 << 52) - (value.to_bits() & (2047 << 52)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::linalg::dense;
+    use crate::threads::with_threads;
     use proptest::prelude::*;
 
     fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
+        assert_eq!(a.len(), b.len());
         a.iter()
             .zip(b)
             .map(|(x, y)| (x - y).abs())
             .fold(0.0, f64::max)
+    }
+
+    fn by_rotations(diagonal: &[f64], beside: &[f64]) -> Vec<f64> {
+        let n = diagonal.len();
+        let mut a = vec![0.0; n * n];
+        for i in 0..n {
+            a[i * n + i] = diagonal[i];
+            if i + 1 < n {
+                a[i * n + i + 1] = beside[i];
+                a[(i + 1) * n + i] = beside[i];
+            }
+        }
+        dense::eigh(&a, n).unwrap().0
     }
 
     #[test]
@@ -199,24 +225,54 @@ mod tests {
                     .powi(2)
             })
             .collect();
-        assert!(largest_difference(&values, &exact) < 1e-14);
+        assert!(largest_difference(&values, &exact) < 4e-15);
+    }
+
+    #[test]
+    fn wilkinsons_pairs_are_told_apart() {
+        let diagonal: Vec<f64> = (-10..=10).map(|i: i32| f64::from(i.abs())).collect();
+        let values = eigenvalues(&diagonal, &[1.0; 20]);
+        assert!((values[20] - 10.746_194_182_903_39).abs() < 1e-14);
+        assert!((values[19] - 10.746_194_182_903_32).abs() < 1e-14);
     }
 
     #[test]
     fn a_zero_matrix_and_a_single_entry_are_their_own_answer() {
         assert_eq!(eigenvalues(&[0.0; 5], &[0.0; 4]), vec![0.0; 5]);
-        assert_eq!(eigenvalues(&[-3.0], &[]), vec![-3.0]);
+        assert!((eigenvalues(&[-3.0], &[])[0] + 3.0).abs() < 1e-15);
         assert!(eigenvalues(&[], &[]).is_empty());
+    }
+
+    #[test]
+    fn minors_neither_vanish_nor_overflow() {
+        // Zeros, repeated values, and squares below the smallest number.
+        let n = 300;
+        let beside: Vec<f64> = (0..n - 1)
+            .map(|i| [0.0, 1e-200, 1.0, 1e-17][i % 4])
+            .collect();
+        let diagonal: Vec<f64> = (0..n).map(|i| [1.0, 1.0, -1.0, 0.0][i % 4]).collect();
+        let difference = largest_difference(
+            &eigenvalues(&diagonal, &beside),
+            &by_rotations(&diagonal, &beside),
+        );
+        assert!(difference < 1e-14, "{difference:e}");
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        let diagonal: Vec<f64> = (0..100).map(|i| f64::from(i * 37 % 11)).collect();
+        let run = |threads| with_threads(Some(threads), || eigenvalues(&diagonal, &[0.7; 99]));
+        assert_eq!(run(1), run(3));
     }
 
     proptest! {
         #[test]
-        fn bisection_agrees_with_ql(pairs in prop::collection::vec((-3.0..3.0f64, prop_oneof![Just(0.0), -1e-8..1e-8f64, -2.0..2.0f64]), 1..40)) {
+        fn bisection_agrees_with_a_dense_route(pairs in prop::collection::vec((-3.0..3.0f64, prop_oneof![Just(0.0), -1e-8..1e-8f64, -2.0..2.0f64]), 1..40), power in -900..900i32) {
             let (d, e): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
-            let e = &e[1..];
-            let squares: Vec<f64> = e.iter().map(|v| v * v).collect();
-            let slow = bisect_all(&d, &squares, 0..d.len());
-            prop_assert!(largest_difference(&eigenvalues(&d, e), &slow) < 1e-13);
+            let slow = by_rotations(&d, &e[1..]);
+            prop_assert!(largest_difference(&eigenvalues(&d, &e[1..]), &slow) < 1e-13);
+            let scaled = |values: &[f64]| values.iter().map(|v| PowerOfTwo::new(power).times(*v)).collect::<Vec<_>>();
+            prop_assert_eq!(eigenvalues(&scaled(&d), &scaled(&e[1..])), scaled(&eigenvalues(&d, &e[1..])));
         }
 
         #[test]

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::linalg::dense::Real;
+use crate::linalg::reduce;
 use crate::linalg::values::{PowerOfTwo, exponent, largest_magnitude, scale};
 use crate::{Error, Result};
 
@@ -39,17 +40,14 @@ pub struct Scales {
 pub fn sinkhorn<T: Real>(w: &[T], (rows, columns): (usize, usize), sides: Sides) -> Result<Scales> {
     let power = exponent(largest_magnitude(w, columns)?);
     let factor = PowerOfTwo::new(-power);
-    let square = |v: &T| factor.times(v.to_f64().unwrap_or(f64::NAN)).powi(2);
     let (mut row, mut column) = (vec![1.0; rows], vec![1.0; columns]);
     let mut off = f64::INFINITY;
     for _ in 0..1000 {
         if sides != Sides::Columns {
+            let weights: Vec<f64> = column.iter().map(|c| 1.0 / c / columns as f64).collect();
             let means: Vec<f64> = w
                 .par_chunks(columns)
-                .map(|line| {
-                    let sum: f64 = line.iter().zip(&column).map(|(v, c)| square(v) / c).sum();
-                    sum / columns as f64
-                })
+                .map(|line| reduce::weighted_squares(line, factor, &weights))
                 .collect();
             off = means
                 .iter()
@@ -59,7 +57,7 @@ pub fn sinkhorn<T: Real>(w: &[T], (rows, columns): (usize, usize), sides: Sides)
             row = means;
         }
         if sides != Sides::Rows {
-            column = column_means(w, (rows, columns), &row, square);
+            column = column_means(w, (rows, columns), &row, factor);
         }
         let positive = |v: &f64| v.is_finite() && *v > 0.0;
         if !row.iter().all(positive) || !column.iter().all(positive) {
@@ -85,7 +83,7 @@ fn column_means<T: Real>(
     w: &[T],
     (rows, columns): (usize, usize),
     row: &[f64],
-    square: impl Fn(&T) -> f64 + Sync,
+    factor: PowerOfTwo,
 ) -> Vec<f64> {
     const BLOCK: usize = 64;
     let partial: Vec<Vec<f64>> = w
@@ -94,9 +92,7 @@ fn column_means<T: Real>(
         .map(|(lines, row)| {
             let mut sums = vec![0.0; columns];
             for (line, r) in lines.chunks_exact(columns).zip(row) {
-                for (sum, v) in sums.iter_mut().zip(line) {
-                    *sum += square(v) / r;
-                }
+                reduce::add_squares(&mut sums, line, factor, 1.0 / r);
             }
             sums
         })

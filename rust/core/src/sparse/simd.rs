@@ -1,4 +1,4 @@
-//! One vector register of f32, as the kernels see it, for every instruction set.
+//! What the sparse kernels ask of a vector register of float32 beside its arithmetic.
 
 #![expect(
     unsafe_code,
@@ -15,21 +15,18 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(super) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
+pub(super) use crate::vector::register::x86::{Avx2, Avx512};
+pub(super) use crate::vector::register::{MOST_LANES, Register};
 
-/// Most values of a register.
-pub(super) const MOST_LANES: usize = 16;
+pub(super) type Portable = crate::vector::register::Portable<f32>;
 
-/// `LANES` values of f32.
+/// A register of float32.
 ///
 /// # Safety
 /// All methods may run only on a CPU that has the instruction set, and are fast only inside [`Simd::enter`].
 /// Pointers must be good for `LANES` values; they need no alignment.
-pub(super) trait Simd: Copy + 'static {
-    /// Values of a register.
-    const LANES: usize;
+pub(super) trait Simd: Register<Item = f32> {
     /// Registers of the widest panel: as many as stay in the register file beside one weight.
     const WIDEST: usize;
     /// `LANES` numbers below 16.
@@ -37,14 +34,6 @@ pub(super) trait Simd: Copy + 'static {
 
     /// Run `kernel` compiled for this instruction set.
     unsafe fn enter<K: Kernel>(kernel: K) -> K::Output;
-    /// The same value in every lane.
-    unsafe fn splat(value: f32) -> Self;
-    /// `LANES` values from memory.
-    unsafe fn load(from: *const f32) -> Self;
-    /// `LANES` values to memory.
-    unsafe fn store(self, to: *mut f32);
-    /// self + a b, rounded once where the CPU has fused products.
-    unsafe fn plus_product(self, a: Self, b: Self) -> Self;
     /// Swap lanes and registers of the square block in the first `LANES` registers.
     unsafe fn transpose(block: &mut [Self; MOST_LANES]);
     /// The low halves of `LANES` bytes.

@@ -10,7 +10,7 @@ use super::blocking::Blocking;
 use super::lanes::Lanes;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
-use super::simd::{Portable, Simd};
+use super::simd::{Portable, Register, Simd};
 use crate::Result;
 use crate::nm::Pattern;
 use crate::nm::pack::check_places;

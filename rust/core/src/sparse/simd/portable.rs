@@ -1,4 +1,4 @@
-//! Eight lanes as an array, which the compiler lays over the registers of the target.
+//! Eight lanes as an array.
 
 #![expect(
     unsafe_code,
@@ -9,17 +9,10 @@
     reason = "loops over arrays become vector code where they are inlined"
 )]
 
-use super::{MOST_LANES, Simd};
+use super::{MOST_LANES, Portable, Simd};
 use crate::vector::Kernel;
 
-/// `AArch64` has fused products in its baseline; elsewhere they would be calls of the C library.
-const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
-
-#[derive(Clone, Copy)]
-pub(in crate::sparse) struct Portable([f32; 8]);
-
 impl Simd for Portable {
-    const LANES: usize = 8;
     /// 12 of the 16 registers of SSE2, 24 of the 32 of `AArch64`.
     const WIDEST: usize = if cfg!(target_arch = "aarch64") { 12 } else { 6 };
     type Places = [u8; 8];
@@ -27,36 +20,6 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
         kernel.run()
-    }
-
-    #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
-        Self([value; 8])
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller's pointer is good for 8 values.
-        Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller's pointer is good for 8 values.
-        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
-    }
-
-    #[inline(always)]
-    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
-        let mut sums = self.0;
-        for (sum, (a, b)) in sums.iter_mut().zip(a.0.into_iter().zip(b.0)) {
-            *sum = if FUSED {
-                a.mul_add(b, *sum)
-            } else {
-                *sum + a * b
-            };
-        }
-        Self(sums)
     }
 
     #[inline(always)]

@@ -10,24 +10,16 @@
 )]
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, __m512i, _mm_loadl_epi64, _mm_loadu_si128, _mm256_blendv_ps,
-    _mm256_castsi256_ps, _mm256_cvtepu8_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_permute2f128_ps, _mm256_permutevar8x32_ps, _mm256_set1_ps, _mm256_shuffle_ps,
-    _mm256_slli_epi32, _mm256_srli_epi32, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
-    _mm512_castpd_ps, _mm512_castps_pd, _mm512_cvtepu8_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_permutexvar_ps, _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_srli_epi32,
-    _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
-    _mm512_unpacklo_ps,
+    __m256i, __m512i, _mm_loadl_epi64, _mm_loadu_si128, _mm256_blendv_ps, _mm256_castsi256_ps,
+    _mm256_cvtepu8_epi32, _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_permutevar8x32_ps,
+    _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_unpackhi_ps,
+    _mm256_unpacklo_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_cvtepu8_epi32, _mm512_loadu_ps,
+    _mm512_permutexvar_ps, _mm512_shuffle_f32x4, _mm512_srli_epi32, _mm512_unpackhi_pd,
+    _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
-use super::{MOST_LANES, Simd};
+use super::{Avx2, Avx512, MOST_LANES, Simd};
 use crate::vector::Kernel;
-
-#[derive(Clone, Copy)]
-pub(in crate::sparse) struct Avx2(__m256);
-
-#[derive(Clone, Copy)]
-pub(in crate::sparse) struct Avx512(__m512);
 
 #[target_feature(enable = "avx2,fma")]
 fn avx2<K: Kernel>(kernel: K) -> K::Output {
@@ -41,33 +33,12 @@ fn avx512<K: Kernel>(kernel: K) -> K::Output {
 
 // SAFETY of the bodies below: the caller has the CPU for it, and its pointers are good for LANES values.
 impl Simd for Avx2 {
-    const LANES: usize = 8;
     const WIDEST: usize = 13;
     type Places = __m256i;
 
     #[inline(always)]
     unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
         unsafe { avx2(kernel) }
-    }
-
-    #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
-        Self(unsafe { _mm256_set1_ps(value) })
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        Self(unsafe { _mm256_loadu_ps(from) })
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        unsafe { _mm256_storeu_ps(to, self.0) }
-    }
-
-    #[inline(always)]
-    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
-        Self(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
     }
 
     #[inline(always)]
@@ -119,33 +90,12 @@ impl Simd for Avx2 {
 
 // SAFETY of the bodies below: the caller has the CPU for it, and its pointers are good for LANES values.
 impl Simd for Avx512 {
-    const LANES: usize = 16;
     const WIDEST: usize = 13;
     type Places = __m512i;
 
     #[inline(always)]
     unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
         unsafe { avx512(kernel) }
-    }
-
-    #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
-        Self(unsafe { _mm512_set1_ps(value) })
-    }
-
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        Self(unsafe { _mm512_loadu_ps(from) })
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        unsafe { _mm512_storeu_ps(to, self.0) }
-    }
-
-    #[inline(always)]
-    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
-        Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
     }
 
     #[inline(always)]
