@@ -102,7 +102,8 @@ def edges(rng: np.random.Generator, repeats: int, shapes: list[tuple[int, int]])
         if rows < 768:  # half a minute at 2048 x 2048
             peers["BEMA by quadrature"] = (lambda W=W: bema(W), off(bema(W)))
         if watch is not None:
-            peers["WeightWatcher's fit"] = (lambda W=W: watch(W), off(watch(W)))
+            # Of square matrices it fits the square roots of the eigenvalues, in a unit of its own.
+            peers["WeightWatcher's fit"] = (lambda W=W: watch(W), off(watch(W)) if p < n else "")
         line(f"{rows} x {columns}, {spikes} spikes", peers, repeats)
         if watch is None:
             print(row(["", "WeightWatcher's fit", "not installed", "", ""]))
