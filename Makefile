@@ -3,11 +3,11 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra dev
+EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra hf --extra docs --extra dev
 # A python with no venv module, or torch's large wheels on a slow line, get room to work.
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: help build demo test lint bench docs check ray wheel examples clean
+.PHONY: help build demo test lint bench docs site pictures check ray wheel examples clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,13 @@ lint: build  ## formatting, lints, types
 docs: build  ## Rust documentation with warnings as errors, Python docstring examples
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	$(BIN)/python -m pytest --doctest-modules python/mpcore
+	$(BIN)/mkdocs build --quiet
+
+site: build  ## build the documentation site into site/, every warning an error
+	$(BIN)/mkdocs build
+
+pictures: build  ## run the documentation pages that draw and keep their pictures
+	$(BIN)/python tests/python/pages.py
 
 check: lint docs test  ## everything CI runs
 
@@ -67,4 +74,4 @@ examples: build  ## packages the examples need (real weights and images)
 	$(BIN)/python examples/setup.py
 
 clean:  ## remove what was built; .venv stays
-	rm -rf target dist demo-run python/mpcore/_native*.so .venv/.built
+	rm -rf target dist site demo-run python/mpcore/_native*.so .venv/.built
