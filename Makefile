@@ -7,7 +7,7 @@ EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra hf --ex
 # A python with no venv module, or torch's large wheels on a slow line, get room to work.
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: help build demo test lint bench docs site pictures check ray wheel examples clean
+.PHONY: help build demo test lint bench docs site pictures check ray wheel sdist reproducible licences sbom examples clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,8 +62,21 @@ ray: build  ## fit layers on a Ray cluster of two workers, beside threads
 	$(BIN)/python tests/try_ray.py
 
 wheel: .venv/.packages  ## build the abi3 wheel into dist/ and use it on every CPython found here
-	rm -rf dist && $(BIN)/maturin build --release --quiet --out dist
+	rm -rf dist && $(BIN)/python release/build.py dist
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/try_wheel.py dist/*.whl
+
+sdist: .venv/.packages  ## build the sdist into dist/, a wheel from it alone, and use that
+	rm -rf dist && $(BIN)/python release/build.py --sdist dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/try_sdist.py dist/*.tar.gz
+
+reproducible: .venv/.packages  ## build the wheel in two other folders and compare the bytes
+	$(BIN)/python tests/try_reproducible.py
+
+licences: .venv/.packages  ## list the crates in the wheel with their licences: THIRD-PARTY.md
+	$(BIN)/python release/licences.py
+
+sbom: .venv/.packages  ## bill of materials of the wheel, CycloneDX: release/mpcore.cyclonedx.json
+	$(BIN)/python release/sbom.py
 
 bench: build  ## time the core beside named peers (see benches/README.md)
 	$(BIN)/mpcore bench
