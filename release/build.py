@@ -44,9 +44,9 @@ def main() -> int:
     parser.add_argument("--sdist", action="store_true", help="the sdist instead of the wheel")
     asked = parser.parse_args()
     maturin = str(Path(sys.executable).with_name("maturin"))
-    command = [maturin, "sdist"] if asked.sdist else [maturin, "build", "--release", "--locked"]
+    command = [maturin, "sdist"] if asked.sdist else [maturin, "build", "--release", "--locked", "--quiet"]
     os.umask(0o022)
-    return subprocess.run([*command, "--quiet", "--out", asked.out], cwd=ROOT, env=environment()).returncode
+    return subprocess.run([*command, "--out", asked.out], cwd=ROOT, env=environment()).returncode
 
 
 if __name__ == "__main__":

@@ -28,32 +28,39 @@ def copy(to: Path) -> None:
             shutil.copy(ROOT / name, to / name)
 
 
-def build(folder: Path) -> Path:
+def epoch() -> str:
+    """Time of the last commit."""
+    done = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "315532800"
+
+
+def build(folder: Path, when: str) -> Path:
     """The wheel that release/build.py makes of the copy in ``folder``."""
-    epoch = subprocess.run(
-        ["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     kept = {name: value for name, value in os.environ.items() if name != "CARGO_TARGET_DIR"}
     command = [sys.executable, "release/build.py", "made"]
-    subprocess.run(command, cwd=folder, env={**kept, "SOURCE_DATE_EPOCH": epoch or "315532800"}, check=True)
+    subprocess.run(command, cwd=folder, env={**kept, "SOURCE_DATE_EPOCH": when}, check=True)
     return next((folder / "made").glob("*.whl"))
 
 
 def members(wheel: Path) -> dict[str, str]:
-    """Name -> SHA-256 of every file in the archive."""
+    """Name -> place, time, mode and SHA-256 of every file in the archive."""
     with zipfile.ZipFile(wheel) as archive:
-        return {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
+        return {
+            entry.filename: f"place {place}, {entry.date_time}, mode {entry.external_attr >> 16:o}, "
+            f"{hashlib.sha256(archive.read(entry)).hexdigest()}"
+            for place, entry in enumerate(archive.infolist())
+        }
 
 
 def main() -> int:
     """0 if the two wheels are the same file."""
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory(prefix="another-name-") as second:
-        wheels, folders = [], (Path(first), Path(second) / "deeper")
+        wheels, when, folders = [], epoch(), (Path(first), Path(second) / "deeper")
         for folder in folders:
             copy(folder)
         for folder in folders:
             began = time.monotonic()
-            wheels.append(build(folder))
+            wheels.append(build(folder, when))
             print(f"{wheels[-1].name}: built in {time.monotonic() - began:.0f} s", flush=True)
         contents = [wheel.read_bytes() for wheel in wheels]
         if contents[0] == contents[1]:
@@ -62,7 +69,7 @@ def main() -> int:
         one, other = (members(wheel) for wheel in wheels)
         for name in sorted({*one, *other}):
             if one.get(name) != other.get(name):
-                print(f"differs: {name}")
+                print(f"differs: {name}: {one.get(name, 'missing')} | {other.get(name, 'missing')}")
         return 1
 
 
