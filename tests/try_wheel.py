@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 USE = """
@@ -48,9 +49,18 @@ def use(python: str, folder: str) -> int:
     return int(subprocess.run([python, "-c", USE], cwd=folder).returncode != 0)
 
 
+def lacking(wheel: str) -> list[str]:
+    """Licences and bill of materials that the wheel should hold and does not."""
+    names = zipfile.ZipFile(wheel).namelist()
+    wanted = ("licenses/LICENSE-MIT", "licenses/THIRD-PARTY.md", "sboms/mpcore.cyclonedx.json", "mpcore/py.typed")
+    return [ending for ending in wanted if not any(name.endswith(ending) for name in names)]
+
+
 def main(wheel: str) -> int:
-    """Number of interpreters on which the wheel fails."""
-    failed = 0
+    """Number of interpreters on which the wheel fails, and of files it lacks."""
+    for name in (missing := lacking(wheel)):
+        print(f"{wheel}: lacks {name}")
+    failed = len(missing)
     for path in interpreters().values():
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(["uv", "venv", "--quiet", "--python", path, folder], check=True)
