@@ -10,7 +10,7 @@ export UV_HTTP_TIMEOUT ?= 600
 .PHONY: help build demo test lint bench docs site pictures check ray wheel sdist reproducible licences sbom examples clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .venv/.packages: pyproject.toml
 	@command -v cargo >/dev/null || { echo "mpcore: cargo not found; install Rust with rustup" >&2; exit 1; }
