@@ -3,14 +3,14 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra dev
+EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra hf --extra docs --extra dev
 # A python with no venv module, or torch's large wheels on a slow line, get room to work.
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: help build demo test lint bench docs check ray wheel examples clean
+.PHONY: help build demo test lint bench docs site pictures check ray wheel sdist reproducible licences sbom examples clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .venv/.packages: pyproject.toml
 	@command -v cargo >/dev/null || { echo "mpcore: cargo not found; install Rust with rustup" >&2; exit 1; }
@@ -47,6 +47,13 @@ lint: build  ## formatting, lints, types
 docs: build  ## Rust documentation with warnings as errors, Python docstring examples
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 	$(BIN)/python -m pytest --doctest-modules python/mpcore
+	$(BIN)/mkdocs build --quiet
+
+site: build  ## build the documentation site into site/, every warning an error
+	$(BIN)/mkdocs build
+
+pictures: build  ## run the documentation pages that draw and keep their pictures
+	$(BIN)/python tests/python/pages.py
 
 check: lint docs test  ## everything CI runs
 
@@ -55,8 +62,21 @@ ray: build  ## fit layers on a Ray cluster of two workers, beside threads
 	$(BIN)/python tests/try_ray.py
 
 wheel: .venv/.packages  ## build the abi3 wheel into dist/ and use it on every CPython found here
-	rm -rf dist && $(BIN)/maturin build --release --quiet --out dist
+	rm -rf dist && $(BIN)/python release/build.py dist
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/try_wheel.py dist/*.whl
+
+sdist: .venv/.packages  ## build the sdist into dist/, a wheel from it alone, and use that
+	rm -rf dist && $(BIN)/python release/build.py --sdist dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/try_sdist.py dist/*.tar.gz
+
+reproducible: .venv/.packages  ## build the wheel in two other folders and compare the bytes
+	$(BIN)/python tests/try_reproducible.py
+
+licences: .venv/.packages  ## list the crates in the wheel with their licences: THIRD-PARTY.md
+	$(BIN)/python release/licences.py
+
+sbom: .venv/.packages  ## bill of materials of the wheel, CycloneDX: release/mpcore.cyclonedx.json
+	$(BIN)/python release/sbom.py
 
 bench: build  ## time the core beside named peers (see benches/README.md)
 	$(BIN)/mpcore bench
@@ -67,4 +87,4 @@ examples: build  ## packages the examples need (real weights and images)
 	$(BIN)/python examples/setup.py
 
 clean:  ## remove what was built; .venv stays
-	rm -rf target dist demo-run python/mpcore/_native*.so .venv/.built
+	rm -rf target dist site demo-run python/mpcore/_native*.so .venv/.built

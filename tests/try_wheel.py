@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 USE = """
@@ -38,15 +39,34 @@ def interpreters() -> dict[str, str]:
     return {f"3.{minor}": path for minor, path in minors.items() if int(minor) >= 10}
 
 
+def python_of(environment: Path) -> str:
+    """Path of the interpreter of a virtual environment."""
+    return str(environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+
+
+def use(python: str, folder: str) -> int:
+    """1 if mpcore does not work in that interpreter, 0 if it does; run outside the checkout."""
+    return int(subprocess.run([python, "-c", USE], cwd=folder).returncode != 0)
+
+
+def lacking(wheel: str) -> list[str]:
+    """Licences and bill of materials that the wheel should hold and does not."""
+    names = zipfile.ZipFile(wheel).namelist()
+    wanted = ("licenses/LICENSE-MIT", "licenses/THIRD-PARTY.md", "sboms/mpcore.cyclonedx.json", "mpcore/py.typed")
+    return [ending for ending in wanted if not any(name.endswith(ending) for name in names)]
+
+
 def main(wheel: str) -> int:
-    """Number of interpreters on which the wheel fails."""
-    failed = 0
+    """Number of interpreters on which the wheel fails, and of files it lacks."""
+    for name in (missing := lacking(wheel)):
+        print(f"{wheel}: lacks {name}")
+    failed = len(missing)
     for path in interpreters().values():
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(["uv", "venv", "--quiet", "--python", path, folder], check=True)
-            python = f"{folder}/bin/python"
+            python = python_of(Path(folder))
             subprocess.run(["uv", "pip", "install", "--quiet", "--python", python, wheel], check=True)
-            failed += subprocess.run([python, "-c", USE], cwd=folder).returncode != 0
+            failed += use(python, folder)
     return failed
 
 

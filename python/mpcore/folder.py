@@ -34,7 +34,7 @@ class RunFolder:
         if path is None:
             path = tempfile.mkdtemp(prefix="mpcore-run-")
             weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
-        self.path = Path(path)
+        self.path: Path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: is a file, wanted a folder for the run")
         self.path.mkdir(parents=True, exist_ok=True)

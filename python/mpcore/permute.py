@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from mpcore import _native
 from mpcore.arrays import to_count, to_numpy
+from mpcore.html import facts, flat
 from mpcore.pattern import Pattern
 
 
@@ -32,6 +33,10 @@ class PermutationResult:
     trace: tuple[tuple[float, float], ...]
     rounds: int
     interrupted: bool
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return facts({"efficacy": self.efficacy, "gap": self.gap, **flat(self)}, title="PermutationResult")
 
     @property
     def gap(self) -> float:

@@ -21,6 +21,7 @@ from mpcore._native import __version__
 from mpcore.certify import certify
 from mpcore.checkpoint import save_tensors, sha256
 from mpcore.folder import MANIFEST, RunFolder, hashes, write_text
+from mpcore.html import facts
 from mpcore.models import plans, tome
 from mpcore.models.apply import as_matrix, from_matrix, layer_of
 from mpcore.models.batches import digest, first, materialise, split
@@ -72,6 +73,14 @@ class PruneRun:
     folder: Path
     report: PruneReport
     _keep: RunFolder | None = None  # a temporary folder lives as long as the run
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what was done to every layer, what is certified, and the evaluation."""
+        certificate, plan, evaluation = self.report.certificate, self.report.plan, self.report.evaluation
+        certified = f"{certificate.stable} of {certificate.samples} labels cannot have changed"
+        told = {"folder": str(self.folder), "certified": f"{certified}, {certificate.unchanged} did not"}
+        shown = "" if evaluation is None else evaluation._repr_html_()
+        return facts(told, title="PruneRun") + plan._repr_html_() + shown
 
 
 @memory_kept()

@@ -16,6 +16,7 @@ from mpcore.serialise import Record as Record
 from mpcore.serialise import atomic as atomic
 from mpcore.serialise import from_plain as from_plain
 from mpcore.serialise import to_plain as to_plain
+from mpcore.serialise import to_rows as to_rows
 
 
 class ConvergenceError(RuntimeError):
@@ -69,6 +70,10 @@ class LayerInventory(Record):
                 return layer
         raise KeyError(f"no layer {name!r}; the model has {', '.join(v.name for v in self.layers[:5])}, ...")
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dictionary per layer, for ``pandas.DataFrame``."""
+        return to_rows(self.layers)
+
     def prunable(self) -> tuple[LayerInfo, ...]:
         """The layers that may be pruned."""
         return tuple(layer for layer in self.layers if layer.prunable)
@@ -92,6 +97,10 @@ class Budget(Record):
     method: str  # "uniform" | "seb" | "rmt-2025" | "knapsack" | "table"
     layers: tuple[LayerBudget, ...]
     density: float
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dictionary per layer, for ``pandas.DataFrame``."""
+        return to_rows(self.layers)
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,10 @@ class MaskPlan(Record):
     layers: tuple[PlannedLayer, ...]
     refused: dict[str, str] = field(default_factory=dict)  # consumer -> why its channels were left in place
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dictionary per pruned layer, for ``pandas.DataFrame``."""
+        return to_rows(self.layers)
+
 
 @dataclass(frozen=True)
 class LayerCertificate:
@@ -179,6 +192,10 @@ class Certificate(Record):
     accuracy_interval: tuple[float, float] | None  # certified from margins of the true label
     layers: tuple[LayerCertificate, ...] = ()
     label_margin: tuple[float, ...] | None = None  # of the dense model: logit of the true label minus the largest other
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dictionary per layer, its largest and mean effect, for ``pandas.DataFrame``."""
+        return to_rows(self.layers)
 
 
 @dataclass(frozen=True)

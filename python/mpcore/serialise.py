@@ -7,12 +7,13 @@ import json
 import os
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from mpcore.html import of_record
 from mpcore.pattern import Pattern
 
 FORMAT = 1
@@ -62,6 +63,10 @@ class Record:
         """Plain dictionaries, lists, strings and numbers; NaN and infinities become None."""
         return typing.cast(dict[str, Any], to_plain(self))
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return of_record(self)
+
     def to_json(self) -> str:
         """One JSON document with ``format`` and ``kind`` in front."""
         return json.dumps({"format": FORMAT, "kind": self.kind, **self.to_dict()}, indent=1, allow_nan=False)
@@ -101,6 +106,23 @@ class Record:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def to_rows(records: Iterable[Any]) -> list[dict[str, Any]]:
+    """Dataclasses as flat dictionaries, one each, for ``pandas.DataFrame`` or ``polars.DataFrame``.
+
+    Intervals become two columns, other sequences of numbers stay lists, records inside are left out.
+    """
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {}
+        for key, value in to_plain(record).items():
+            if key.endswith("_ci"):
+                row |= dict(zip((f"{key}_low", f"{key}_high"), value or (None, None), strict=True))
+            elif not isinstance(value, dict):
+                row[key] = value
+        rows.append(row)
+    return rows
 
 
 def to_plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "python" / "mpcore"
 
 LAYERS: dict[int, set[str]] = {
     1: {"_native"},
-    2: {"pattern", "arrays", "serialise", "records", "reference", "checkpoint", "folder", "progress"},
+    2: {"pattern", "arrays", "html", "serialise", "records", "reference", "checkpoint", "folder", "progress"},
     3: {"spectra", "masks", "permute", "compensate", "sparse", "certify"},
     4: {"budget", "verify"},
     5: {"models", "gpu"},
@@ -35,7 +35,7 @@ MAY_IMPORT: dict[int, set[str]] = {
 PACKAGES: dict[str, set[str]] = {
     "progress": {"rich"},
     "spectra": {"matplotlib", "ray"},
-    "models": {"torch", "timm", "torchvision", "PIL", "onnx", "onnxruntime", "accelerate"},
+    "models": {"torch", "timm", "torchvision", "PIL", "onnx", "onnxruntime", "accelerate", "transformers"},
     "gpu": {"torch"},
     "engine": {"ray"},
     "pipeline": {"torch"},

@@ -69,7 +69,7 @@ def test_a_function_in_a_module_builds_the_model(file: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet18", r"wanted timm:NAME, path/to/file\.py:function or package\.module:function"),
+        ("resnet18", r"wanted timm:NAME, hf:FOLDER, path/to/file\.py:function or package\.module:function"),
         ("package:not-a-name", "wanted timm:NAME"),
         ("timm:no_such_model_here", "timm has no model 'no_such_model_here'"),
         ("timm:test_vi", "did you mean"),

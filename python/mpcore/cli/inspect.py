@@ -82,7 +82,7 @@ def _is_spec(model: str) -> bool:
     named = (
         bool(colon) and function.isidentifier() and (place.endswith(".py") or place.replace(".", "_").isidentifier())
     )
-    return model.startswith("timm:") or (named and not Path(model).exists())
+    return model.startswith(("timm:", "hf:")) or (named and not Path(model).exists())
 
 
 def _show(console: Session, model: str, fits: SpectraReport) -> None:

@@ -17,7 +17,7 @@ OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Write the JSO
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run (what prune --out made).")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Samples per batch.")]
 
-MODEL_HELP = "timm:NAME · path/to/file.py:function · package.module:function"
+MODEL_HELP = "timm:NAME · hf:FOLDER · path/to/file.py:function · package.module:function"
 DATA_HELP = "a folder of images, or a .safetensors or .npz file with 'inputs' and 'targets'"
 WEIGHTS_HELP = "A safetensors checkpoint for MODEL; 'random' leaves a timm model untrained."
 

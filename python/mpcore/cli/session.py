@@ -26,7 +26,7 @@ CHECK_FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 _EXTRAS = {
     "torch": "torch", "torchvision": "torch", "timm": "torch", "PIL": "torch", "jinja2": "report",
     "matplotlib": "report", "sklearn": "demo", "scipy": "demo", "ray": "scale", "accelerate": "scale",
-    "onnx": "onnx", "onnxruntime": "onnx",
+    "onnx": "onnx", "onnxruntime": "onnx", "transformers": "hf",
 }  # fmt: skip
 
 

@@ -20,6 +20,10 @@ class SpeedTable(SpeedReport):
         """One plain dictionary for each layer: layer, eligible, backend, dense_s, sparse_s, gain, reason."""
         return [dataclasses.asdict(row) for row in self.layers]
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.to_html() + "".join(f"<div>{html.escape(note)}</div>" for note in self.notes)
+
     def to_html(self) -> str:
         """One self-contained ``<table>``; times are medians in milliseconds, a dash is not measured."""
         caption = html.escape(f"{self.machine}, {self.threads} threads; baseline: {self.baseline}")

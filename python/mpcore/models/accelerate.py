@@ -18,6 +18,7 @@ from mpcore.gpu.capability import why_not
 from mpcore.gpu.sparse24 import unsuitable
 from mpcore.gpu.table import SpeedTable
 from mpcore.gpu.timing import interleave, machine
+from mpcore.html import facts
 from mpcore.models.dense_rivals import dense_calls, free_calls
 from mpcore.models.evaluate import eval_mode
 from mpcore.models.sparse_layers import (
@@ -49,6 +50,10 @@ class Accelerated:
     model: nn.Module
     report: SpeedTable
     difference: float
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return facts({"largest change of an output": self.difference}, title="Accelerated") + self.report._repr_html_()
 
 
 def accelerate(

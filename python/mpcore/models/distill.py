@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpcore.html import facts
 from mpcore.models.apply import layer_of
 from mpcore.models.evaluate import keep_modes
 from mpcore.models.export import state_sha256
@@ -24,6 +25,7 @@ from mpcore.models.trainer import History as History
 from mpcore.models.trainer import Trainer
 from mpcore.models.trainstate import TrainState
 from mpcore.progress import progress_bar
+from mpcore.records import EvalTable
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class DistillRun:
     model: nn.Module
     folder: Path
     history: History
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: where the run is, the training curve, and the evaluation where there is one."""
+        evaluation = self.folder / "eval.json"
+        shown = EvalTable.read(evaluation)._repr_html_() if evaluation.exists() else ""
+        entries = self.history.entries
+        told = {"folder": str(self.folder), "steps": entries[-1].step if entries else 0}
+        return facts(told, title="DistillRun") + self.history._repr_html_() + shown
 
 
 @memory_kept()

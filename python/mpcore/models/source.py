@@ -1,6 +1,6 @@
 """A model from a name, as a command line or a manifest gives it.
 
-``timm:NAME[,key=value...]`` · ``path/to/file.py:function`` · ``package.module:function``.
+``timm:NAME[,key=value...]`` · ``hf:FOLDER`` · ``path/to/file.py:function`` · ``package.module:function``.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def load_model(
     """Build the model ``spec`` names and give it its weights.
 
     Args:
-        spec: ``timm:NAME``, ``timm:NAME,num_classes=10``, ``path/to/file.py:function`` or ``package.module:function``;
-            the function takes no argument and returns an ``nn.Module``. Its code is run: name only what you trust.
+        spec: ``timm:NAME``, ``timm:NAME,num_classes=10``, ``hf:FOLDER`` (as Hugging Face's ``save_pretrained`` writes),
+            ``path/to/file.py:function`` or ``package.module:function``; the function takes no argument and returns an
+            ``nn.Module``. Its code is run: name only what you trust.
         weights: a safetensors checkpoint to load, or ``"random"``; None takes timm's pretrained weights, or the
             weights the function returns.
         seed: of random weights.
@@ -64,9 +65,13 @@ def parse_model(spec: str) -> dict[str, Any]:
     if spec.startswith("timm:"):
         name, *pairs = spec.removeprefix("timm:").split(",")
         return {"timm": name, "kwargs": dict(_parse_pair(pair, spec) for pair in pairs)}
+    if spec.startswith("hf:"):
+        return {"hf": str(Path(spec.removeprefix("hf:")).resolve())}
     place, _, function = spec.rpartition(":")
     if not place or not function.isidentifier():
-        raise ValueError(f"model {spec!r}: wanted timm:NAME, path/to/file.py:function or package.module:function")
+        raise ValueError(
+            f"model {spec!r}: wanted timm:NAME, hf:FOLDER, path/to/file.py:function or package.module:function"
+        )
     if place.endswith(".py"):
         return {"file": str(Path(place).resolve()), "function": function}
     return {"module": place, "function": function}
@@ -94,6 +99,10 @@ def _parse_pair(pair: str, spec: str) -> tuple[str, Any]:
 def _build(source: dict[str, Any], *, pretrained: bool) -> nn.Module:
     if "timm" in source:
         return _build_timm(source["timm"], dict(source.get("kwargs", {})), pretrained=pretrained)
+    if "hf" in source:
+        from mpcore.models import hf
+
+        return hf.load_pretrained(source["hf"])[0] if pretrained else hf.build_pretrained(source["hf"])
     if "file" in source:
         make = _function(_module_of_file(Path(source["file"])), source["function"], source["file"])
     elif "module" in source:

@@ -20,7 +20,7 @@ from mpcore.models.optimizer import WeightAverage, learning_rate, make_optimizer
 from mpcore.models.processes import Processes
 from mpcore.models.randomness import seed_generators
 from mpcore.models.trainstate import TrainState
-from mpcore.records import ConvergenceError, Record
+from mpcore.records import ConvergenceError, Record, to_rows
 
 _LINES_PER_EPOCH = 20
 
@@ -42,6 +42,10 @@ class History(Record):
 
     kind: ClassVar[str] = "history"
     entries: tuple[HistoryEntry, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dictionary per line of train.jsonl, for ``pandas.DataFrame``."""
+        return to_rows(self.entries)
 
 
 class Trainer:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from mpcore.html import facts
 from mpcore.records import Record, to_numpy
 from mpcore.spectra import mp
 from mpcore.spectra.values import svd
@@ -111,6 +112,33 @@ class EdgeFit(Record):
     method_used: str  # "exact" | "lanczos"
     warnings: tuple[str, ...]
     values: tuple[float, ...] | None = None
+
+    def _repr_html_(self) -> str:
+        """The figures that matter, and the plot where the fit holds its values and matplotlib is there."""
+        names = (
+            "shape",
+            "edge",
+            "edge_ci",
+            "n_spikes",
+            "n_spikes_ci",
+            "n_spikes_whitened",
+            "bulk_fraction",
+            "sigma_sq",
+        )
+        pairs = {name: getattr(self, name) for name in (*names, "model_used", "method_used", "warnings")}
+        law = f"{'accepted' if self.gof.accepted else 'rejected'}, p = {self.gof.p_value:.2g}"
+        return facts({"Marchenko-Pastur law": law, **pairs}, title="EdgeFit") + self._picture()
+
+    def _picture(self) -> str:
+        if self.values is None:
+            return ""
+        try:
+            from mpcore.spectra.plot import svg
+        except ModuleNotFoundError as error:
+            if error.name == "matplotlib":
+                return ""
+            raise
+        return svg(self)
 
     def pdf(self, x: ArrayLike) -> NDArray[np.float64]:
         """Fitted Marchenko-Pastur density at eigenvalues x.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +44,16 @@ def draw(fit: EdgeFit, ax: Axes | None, title: str | None) -> Axes:
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8, loc="upper right")
     return ax
+
+
+def svg(fit: EdgeFit) -> str:
+    """The plot as one ``<svg>`` element, the same bytes for the same fit; on white, so that it reads on dark pages."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained", facecolor="white")
+    draw(fit, figure.subplots(), None)
+    text = io.StringIO()
+    with rc_context({"svg.hashsalt": "mpcore"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def _limit(eigenvalues: NDArray[np.float64], edge: float, spikes: NDArray[np.float64]) -> float:

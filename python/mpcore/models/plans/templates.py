@@ -86,6 +86,14 @@ TEMPLATES = (
         (0, 1),
         "attention.attention.num_attention_heads",
     ),
+    Template(
+        "hf-projections",  # ViT, DeiT and DINOv2 from transformers 5 on
+        ("attention.o_proj",),
+        ("attention.v_proj",),
+        (),
+        (0, 1),
+        "attention.num_attention_heads",
+    ),
     Template("distilbert-mlp", ("ffn.lin2",), ("ffn.lin1",)),
     Template("distilbert-attention", ("attention.out_lin",), ("attention.v_lin",), (), (0, 1), "attention.n_heads"),
     Template("torch-encoder", ("linear2",), ("linear1",)),

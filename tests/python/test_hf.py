@@ -1,0 +1,133 @@
+"""Hugging Face folders: what save_pretrained wrote goes in, what from_pretrained reads comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from test_cli import document
+from test_cli import run as command
+from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers.utils import logging
+
+import mpcore
+from mpcore.models.hf import load_pretrained, save_pretrained
+from mpcore.models.source import build_model
+
+logging.disable_progress_bar()
+SMALL: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path / "bert"
+    BertForSequenceClassification(BertConfig(vocab_size=50, max_position_embeddings=16, **SMALL)).save_pretrained(
+        folder
+    )
+    (folder / "vocab.txt").write_text("a\nb\n")
+    return folder
+
+
+@pytest.fixture
+def vit(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path / "vit"
+    ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, **SMALL)).save_pretrained(folder)
+    settings = {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "size": {"height": 16, "width": 16}, "resample": 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def words() -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(50, (32, 8), generator=generator)
+    return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(16)]
+
+
+def names(folder: Path) -> set[str]:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return set(file.keys())
+
+
+def test_a_bert_folder_is_pruned_into_a_folder_of_the_same_names_that_from_pretrained_reads(
+    bert: Path, tmp_path: Path
+) -> None:
+    model, source = load_pretrained(bert)
+    run = mpcore.prune(model, "default", calibration=words(), out=tmp_path / "run", source=source, progress=False)
+    out = save_pretrained(tmp_path / "run", tmp_path / "out")
+    assert names(out) == names(bert)
+    assert (out / "vocab.txt").read_text() == "a\nb\n"
+    assert json.loads((out / "mpcore.json").read_text())["patterns"]["bert.encoder.layer.0.output.dense"] == "2:4"
+    again = BertForSequenceClassification.from_pretrained(out).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**words()[0]).logits, run.model(**words()[0]).logits)
+    zeros = again.bert.encoder.layer[0].output.dense.weight.detach().reshape(-1, 4) == 0
+    assert (zeros.sum(1) >= 2).all()
+    assert mpcore.verify(tmp_path / "run").ok
+
+
+def test_the_command_line_takes_an_image_folder_and_prepares_pictures_as_the_folder_says(
+    vit: Path, tmp_path: Path
+) -> None:
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
+    document(command("prune", f"hf:{vit}", "-c", tmp_path / "photos", "--out", tmp_path / "run", "--json"))
+    network = mpcore.load(tmp_path / "run")
+    assert network.pretrained_cfg["mean"] == (0.4, 0.4, 0.4)
+    assert network.pretrained_cfg["interpolation"] == "bicubic"
+    groups = mpcore.records.MaskPlan.read(tmp_path / "run" / "plan.json").groups
+    assert ("vit.layers.0.attention.o_proj",) in [group.consumers for group in groups]
+    out = save_pretrained(tmp_path / "run", tmp_path / "out")
+    assert (out / "preprocessor_config.json").exists()
+    assert names(out) == names(vit)
+    fits = document(command("inspect", f"hf:{vit}", "--json"))
+    assert all(layer["name"] in dict(network.named_modules()) for layer in fits["layers"])
+
+
+def test_a_folder_that_is_none_is_refused_by_name(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        load_pretrained(tmp_path)
+    (bert / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
+    with pytest.raises(ValueError, match=r"NoSuchModel.*names no class"):
+        build_model({"hf": str(bert)})
+    (bert / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not a JSON document"):
+        load_pretrained(bert)
+
+
+def test_missing_weights_are_refused(bert: Path) -> None:
+    BertForSequenceClassification(BertConfig(vocab_size=50, max_position_embeddings=16, **SMALL)).bert.save_pretrained(
+        bert
+    )
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps({**config, "architectures": ["BertForSequenceClassification"]}))
+    with pytest.raises(ValueError, match=r"its weights lack 'classifier\.bias' and 1 more"):
+        load_pretrained(bert)
+
+
+def test_what_the_files_cannot_say_and_what_exists_is_refused(bert: Path, tmp_path: Path) -> None:
+    model, source = load_pretrained(bert)
+    gathering = mpcore.Recipe(permute="gather", permute_rounds=5, solver="none")
+    for name, recipe in (("plain", mpcore.Recipe(permute=False, solver="none")), ("gathered", gathering)):
+        mpcore.prune(model, recipe, calibration=words(), out=tmp_path / name, source=source, progress=False)
+    with pytest.raises(ValueError, match="gathers channels at run time"):
+        save_pretrained(tmp_path / "gathered", tmp_path / "out")
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        save_pretrained(tmp_path / "plain", bert)
+    other = tmp_path / "sourceless"
+    mpcore.prune(model, mpcore.Recipe(permute=False, solver="none"), calibration=words(), out=other, progress=False)
+    with pytest.raises(ValueError, match="pass like="):
+        save_pretrained(other, tmp_path / "out")
+    assert save_pretrained(other, tmp_path / "out", like=bert).is_dir()
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.endswith(".partial")]
