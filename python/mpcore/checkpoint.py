@@ -105,6 +105,10 @@ class Weights(Mapping[str, Array]):
             found.setdefault(entry.path, []).append(name)
         return {path: tuple(names) for path, names in sorted(found.items())}
 
+    def only(self, names: Iterable[str]) -> Weights:
+        """The same checkpoint with these tensors alone."""
+        return Weights(self.path, {name: self._entries[name] for name in names}, self.metadata)
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, from the header alone."""
         return {name: entry.shape for name, entry in self._entries.items()}

@@ -120,6 +120,7 @@ class RunFolder:
 
     def seal(self, manifest: Manifest) -> None:
         """Write the manifest, drop what only a resumed run needs, and let others in."""
+        sweep(self.path)
         manifest.write(self.path / MANIFEST)
         shutil.rmtree(self.path / PROGRESS, ignore_errors=True)
         self.release()
@@ -165,9 +166,9 @@ def sweep(folder: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def hashes(folder: Path) -> dict[str, str]:
+def hashes(folder: Path, *, but: Iterable[str] = ()) -> dict[str, str]:
     """SHA-256 of every file the manifest vouches for: all but itself, the report, the lock and the unfinished."""
-    left_out = {MANIFEST, LOCK, "report.html"}
+    left_out = {MANIFEST, LOCK, "report.html", *but}
     files = (entry for entry in sorted(folder.iterdir()) if entry.is_file() and entry.name not in left_out)
     return {entry.name: sha256(entry) for entry in files if not entry.name.endswith(".partial")}
 
