@@ -18,6 +18,8 @@ from mpcore.checkpoint import open_weights, save_tensors, sha256
 from mpcore.records import FORMAT, Manifest, PlannedLayer, Record, atomic, from_plain, to_plain
 
 RUN, MANIFEST, PROGRESS, LOCK = "run.json", "manifest.json", "progress", ".lock"
+OF_DISTILLATION = ("student.safetensors", "train.jsonl", "certificate-student.json", "eval.json")
+"""Files that distillation makes or renews."""
 
 
 class RunFolder:
@@ -188,6 +190,18 @@ def trusted(folder: Path, name: str, manifest: Manifest) -> Path:
     if sha256(path) != manifest.files[name]:
         raise ValueError(f"{path}: has changed since the run was sealed ('mpcore verify' says what else has)")
     return path
+
+
+def check_sealed(folder: Path, *, but: Iterable[str] = ()) -> Manifest:
+    """The manifest of a finished run, every file it names being as it was sealed, those of ``but`` left out.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the first file that is not.
+    """
+    manifest = Manifest.read(folder / MANIFEST)
+    for name in sorted(manifest.files.keys() - set(but)):
+        trusted(folder, name, manifest)
+    return manifest
 
 
 def renew_manifest(folder: Path, written: Iterable[str]) -> None:

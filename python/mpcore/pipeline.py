@@ -20,7 +20,7 @@ from mpcore import budget as budgets
 from mpcore._native import __version__
 from mpcore.certify import certify
 from mpcore.checkpoint import save_tensors, sha256
-from mpcore.folder import PROGRESS, RunFolder, hashes, write_text
+from mpcore.folder import OF_DISTILLATION, PROGRESS, RunFolder, check_sealed, hashes, write_text
 from mpcore.models import plans, tome
 from mpcore.models.apply import as_matrix, from_matrix, layer_of
 from mpcore.models.batches import digest, first, materialise, split
@@ -35,6 +35,7 @@ from mpcore.models.permutation import find_groups, permute_channels
 from mpcore.models.recipe import Recipe
 from mpcore.models.sensitivity import Sensitivity, input_norms, measure_sensitivities
 from mpcore.models.sequence import Pruned, Walk, prune_layers
+from mpcore.models.trainstate import STATE
 from mpcore.progress import progress_bar
 from mpcore.records import (
     Budget,
@@ -179,8 +180,9 @@ class _Stages:
         return PruneRun(pruned, self.folder.path, report, self.folder)
 
     def finished_run(self) -> PruneRun:
-        """Load what a finished folder holds."""
+        """Load what a finished folder holds; a distillation that was interrupted since may have begun to renew it."""
         path = self.folder.path
+        check_sealed(path, but=OF_DISTILLATION if (path / STATE).exists() else ())
         spectra = SpectraReport.read(path / "spectra.json")
         table = EvalTable.read(path / "eval.json") if (path / "eval.json").exists() else None
         report = PruneReport(

@@ -15,7 +15,7 @@ from torch import nn
 
 from mpcore.certify import certify
 from mpcore.checkpoint import open_weights, sha256
-from mpcore.folder import MANIFEST, lock, renew_manifest, sweep, trusted
+from mpcore.folder import MANIFEST, OF_DISTILLATION, check_sealed, lock, renew_manifest, sweep
 from mpcore.models.batches import digest, materialise
 from mpcore.models.certificate import LogitTrail
 from mpcore.models.distill import DistillRun, DistillSettings, train_student
@@ -25,9 +25,6 @@ from mpcore.models.memory import memory_kept
 from mpcore.models.processes import Processes
 from mpcore.pipeline import PruneRun
 from mpcore.records import EvalTable, Manifest
-
-WRITTEN = ("student.safetensors", "train.jsonl", "certificate-student.json", "eval.json")
-"""Files that distillation makes or renews."""
 
 
 @memory_kept()
@@ -77,10 +74,12 @@ def distill(
     try:
         if processes.main:
             sweep(folder)
+        written = tuple(name for name in OF_DISTILLATION if name != "eval.json" or held_out is not None)
+        check_sealed(folder, but=written)
         pruned, student, dense = (
             load(folder, copy.deepcopy(shape), which=which) for which in ("model", "model", "dense")
         )
-        stored = open_weights(trusted(folder, "masks.safetensors", Manifest.read(folder / MANIFEST)))
+        stored = open_weights(folder / "masks.safetensors")
         masks = {name: torch.from_numpy(stored[name].copy()) for name in stored}
         history = train_student(
             student, teacher or dense, masks, train, settings=chosen, folder=folder, resume=resume, progress=progress
@@ -91,7 +90,7 @@ def distill(
             if held_out is not None:
                 models = {"dense": dense, "pruned": pruned, "distilled": student}
                 _evaluate(folder, models, held_out, progress=progress)
-            renew_manifest(folder, WRITTEN)
+            renew_manifest(folder, written)
         processes.wait()
     finally:
         if unlock is not None:

@@ -17,7 +17,7 @@ from mpcore import budget as budgets
 from mpcore._native import __version__
 from mpcore.checkpoint import Weights, header_of, open_weights, sha256
 from mpcore.engine import run_jobs
-from mpcore.folder import PROGRESS, RunFolder, hashes, write_text
+from mpcore.folder import PROGRESS, RunFolder, check_sealed, hashes, write_text
 from mpcore.records import Manifest, MaskPlan, Pattern
 from mpcore.stream.inventory import inventory_of
 from mpcore.stream.shard import Shard, ShardJob, prune_shard
@@ -87,7 +87,9 @@ def prune_checkpoint(
     recipe = {"pattern": str(wanted), "score": score, "skip": list(skip)}
     folder = RunFolder(out, {**recipe, **_identity(weights, statistics), "version": __version__})
     try:
-        if not folder.finished:
+        if folder.finished:
+            check_sealed(folder.path)
+        else:
             inventory.write(folder.path / "inventory.json")
             budget.write(folder.path / "budget.json")
             patterns = {layer.name: layer.pattern for layer in budget.layers if layer.pattern is not None}
