@@ -11,38 +11,30 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fuzz_files import READERS, attempt, seeds
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import mpcore
 from mpcore import mp, reference
 from mpcore.certify import certify
-from mpcore.checkpoint import open_weights, save_tensors
 from mpcore.compensate import admm, lstsq, output_error, sparsegpt
 from mpcore.masks import check_mask, nm_mask, quadratic_mask, transposable_mask
-from mpcore.models.recipe import Recipe
 from mpcore.pattern import Pattern
 from mpcore.permute import optimize_permutation
-from mpcore.records import ConvergenceError, LayerInfo, LayerInventory, Manifest
-from mpcore.sparse import Packed, nm_linear, pack
+from mpcore.sparse import nm_linear, pack
 
 Array = np.ndarray[Any, Any]
-REFUSED = (ValueError, TypeError, ConvergenceError)
 DTYPES = (np.float16, np.float32, np.float64)
 KINDS = ("normal", "ties", "zero", "wide", "tiny", "huge", "nan", "infinite", "integer", "empty")
 PATTERNS = ("1:2", "2:4", "1:4", "3:4", "2:5", "4:8", "1:8", "7:8", "8:16")
-PLACE = Path(tempfile.mkdtemp(prefix="mpcore-fuzz-"))
 
-seeds = st.integers(0, 2**32 - 1)
 kinds = st.sampled_from(KINDS)
 patterns = st.sampled_from(PATTERNS)
 sides = st.integers(1, 24)
@@ -77,16 +69,6 @@ def array(number: int, kind: str, shape: tuple[int, ...]) -> Array:
 def plain(values: Array) -> bool:
     """Whether a function has no ground to refuse these values."""
     return values.dtype.kind == "f" and values.size > 0 and bool(np.isfinite(values).all())
-
-
-def attempt(expected: bool, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """The result, or None if the input was refused, which it must not be where ``expected``."""
-    try:
-        return function(*arguments, **options)
-    except REFUSED as error:
-        if expected or not str(error):
-            raise AssertionError(f"refused without need or words: {error!r}") from error
-        return None
 
 
 def columns_for(pattern: str, number: int) -> int:
@@ -279,113 +261,11 @@ def laws(x: float, gamma: float, sigma_sq: float) -> None:
             assert math.isclose(sample, reference.spike_to_sample(x, gamma, sigma_sq), rel_tol=1e-9)
 
 
-@given(st.text(max_size=12) | st.from_regex(r"\s*\d{1,3}\s*:\s*\d{1,3}\s*", fullmatch=True))
-def pattern_strings(text: str) -> None:
-    found = attempt(False, Pattern, text)
-    if found is not None:
-        assert 1 <= found.keep < found.group <= 32
-        assert Pattern(str(found)) == found
-
-
-def damaged(whole: bytes, rng: random.Random) -> bytes:
-    """Cut, flipped, doubled or spliced; sometimes only inside the first bytes, where headers are."""
-    data, reach = bytearray(whole), len(whole) if rng.random() < 0.5 else min(len(whole), 200)
-    for _ in range(rng.choice((1, 1, 1, 2, 8))):
-        at, kind = rng.randrange(max(1, min(reach, len(data)))), rng.randrange(5)
-        if kind == 0:
-            data = data[:at]
-        elif kind == 1 and at < len(data):
-            data[at] ^= 1 << rng.randrange(8)
-        elif kind == 2:
-            data[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 9)))
-        elif kind == 3:
-            data[at : at + 1] = rng.choice((b"-1", b"1e9", b"null", b"[]", b"{}", b'"', b"99999999999999999999", b"0"))
-        else:
-            del data[at : at + rng.randrange(1, 9)]
-    return bytes(data)
-
-
-def read_damaged(number: int, path: Path, whole: bytes, read: Callable[[Path], Any]) -> Any:
-    path.write_bytes(damaged(whole, random.Random(number)))
-    try:
-        return read(path)
-    except (*REFUSED, OSError) as error:
-        if not str(error):
-            raise AssertionError(f"an error without words: {error!r}") from error
-        return None
-
-
-def _tensors(path: Path) -> list[Array]:
-    weights = open_weights(path)
-    found = [weights[name] for name in weights]
-    for name in weights:
-        assert sum(block.size for block in weights.blocks(name, values=7)) == math.prod(weights.shapes()[name])
-    return found
-
-
-def _whole(name: str, write: Callable[[Path], None]) -> bytes:
-    path = PLACE / name
-    write(path)
-    return path.read_bytes()
-
-
-SAMPLE = {
-    "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
-    "b": np.array([True]),
-    "c": np.zeros((0, 2), np.int8),
-}
-INVENTORY = LayerInventory((LayerInfo("a", "linear", (3, 4), "mlp", True, False),), 12)
-MANIFEST = Manifest("0", 0, {"pattern": "2:4"}, {}, {"a": Pattern("2:4")}, {"x.json": "00"})
-
-
-@given(seeds)
-def safetensors_files(number: int) -> None:
-    whole = _whole("sample.safetensors", lambda path: save_tensors(path, SAMPLE, {"k": "v"}))
-    read_damaged(number, PLACE / "damaged.safetensors", whole, _tensors)
-
-
-@given(seeds)
-def index_files(number: int) -> None:
-    _whole("sample.safetensors", lambda path: save_tensors(path, SAMPLE))
-    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(SAMPLE, "sample.safetensors")}
-    read_damaged(number, PLACE / "damaged.safetensors.index.json", json.dumps(index).encode(), _tensors)
-
-
-@given(seeds)
-def packed_files(number: int) -> None:
-    W = np.zeros((3, 8), np.float32)
-    W[:, ::3] = 1
-    whole = _whole("packed.safetensors", pack(W, "2:4").save)
-    found = read_damaged(number, PLACE / "damaged-packed.safetensors", whole, Packed.load)
-    if found is not None:
-        found.unpack()
-        attempt(False, nm_linear, found, np.ones((2, found.columns), np.float32))
-
-
-@given(seeds)
-def record_files(number: int) -> None:
-    for record in (INVENTORY, MANIFEST):
-        whole = _whole(f"{record.kind}.json", record.write)
-        found = read_damaged(number, PLACE / f"damaged-{record.kind}.json", whole, type(record).read)
-        assert record.kind != "manifest" or found in (None, MANIFEST), "a changed manifest was taken"
-
-
-@given(seeds)
-def recipe_files(number: int) -> None:
-    whole = b'pattern = "2:4"\nscore = "wanda"\nskip = ["a.*"]\ndamping = 0.01\npermute = "residual"\npositions = 12\n'
-    found = read_damaged(number, PLACE / "damaged.toml", whole, Recipe.load)
-    if found is not None:
-        assert Recipe.from_dict(found.to_dict()) == found
-
-
-PROPERTIES: dict[str, Callable[[], None]] = {
-    function.__name__: function
-    for function in (
-        masks, quadratic_masks, transposable_masks, permutations, compensation, products, certificates,
-        singular_values, edges, laws, pattern_strings, safetensors_files, index_files, packed_files, record_files,
-        recipe_files,
-    )
-}  # fmt: skip
+NUMBERS = (
+    masks, quadratic_masks, transposable_masks, permutations, compensation, products, certificates, singular_values,
+    edges, laws,
+)  # fmt: skip
+PROPERTIES: dict[str, Callable[[], None]] = {function.__name__: function for function in (*NUMBERS, *READERS)}
 
 
 def run(name: str, examples: int) -> None:
