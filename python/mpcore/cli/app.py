@@ -94,7 +94,8 @@ def main() -> None:
 
     Nothing is lost at the second: files appear under their names whole, and what is half-written is swept on resume.
     """
-    signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell ignores it for its background
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app(prog_name="mpcore")
     except (KeyboardInterrupt, SystemExit) as end:
