@@ -7,7 +7,7 @@ EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra hf --ex
 # A python with no venv module, or torch's large wheels on a slow line, get room to work.
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: help build demo test lint bench docs site pictures check ray wheel sdist reproducible licences sbom examples clean
+.PHONY: help build demo test lint bench docs site pictures check ray faults fuzz wheel sdist reproducible licences sbom examples clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,12 @@ check: lint docs test  ## everything CI runs
 ray: build  ## fit layers on a Ray cluster of two workers, beside threads
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r pyproject.toml --extra scale
 	$(BIN)/python tests/try_ray.py
+
+faults: build  ## kill, interrupt, fill the disk of and damage small runs (root: with disks of its own)
+	$(BIN)/python tests/faults.py
+
+fuzz: build  ## ten thousand random and hostile inputs through every public function and file reader
+	$(BIN)/python tests/fuzz.py
 
 wheel: .venv/.packages  ## build the abi3 wheel into dist/ and use it on every CPython found here
 	rm -rf dist && $(BIN)/python release/build.py dist

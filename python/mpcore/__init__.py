@@ -27,6 +27,7 @@ from mpcore.spectra import fit_edges as fit_edges
 from mpcore.spectra import mp as mp
 from mpcore.spectra import svd as svd
 from mpcore.spectra import svdvals as svdvals
+from mpcore.stream import prune_checkpoint as prune_checkpoint
 from mpcore.verify import verify as verify
 
 if TYPE_CHECKING:

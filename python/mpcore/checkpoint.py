@@ -77,6 +77,38 @@ class Weights(Mapping[str, Array]):
     def __repr__(self) -> str:
         return f"Weights({str(self.path)!r}, {len(self)} tensors)"
 
+    def blocks(self, name: str, *, values: int = 1 << 22) -> Iterator[Array]:
+        """One tensor in runs of whole rows (of its first axis), each of about ``values`` entries, as stored.
+
+        bfloat16 comes as its bits, uint16 (:func:`widened` makes float32 of them), float8 as uint8, BOOL as bool.
+        Reading in blocks bounds memory however large the tensor is.
+
+        Raises:
+            KeyError: for a name that is not there.
+            ValueError: if the file was cut short meanwhile.
+        """
+        entry = self._entries[name]
+        if not entry.shape or 0 in entry.shape:
+            yield _read_stored(name, entry).reshape(entry.shape)
+            return
+        row = math.prod(entry.shape[1:])
+        step = max(1, values // row)
+        for start in range(0, entry.shape[0], step):
+            rows = min(step, entry.shape[0] - start)
+            block = _read_stored(name, entry, start * row, rows * row)
+            yield block.reshape(rows, *entry.shape[1:])
+
+    def files(self) -> dict[Path, tuple[str, ...]]:
+        """Every file the tensors lie in, and their names in the order of their bytes."""
+        found: dict[Path, list[str]] = {}
+        for name, entry in sorted(self._entries.items(), key=lambda item: item[1].offset):
+            found.setdefault(entry.path, []).append(name)
+        return {path: tuple(names) for path, names in sorted(found.items())}
+
+    def only(self, names: Iterable[str]) -> Weights:
+        """The same checkpoint with these tensors alone."""
+        return Weights(self.path, {name: self._entries[name] for name in names}, self.metadata)
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, from the header alone."""
         return {name: entry.shape for name, entry in self._entries.items()}
@@ -141,12 +173,36 @@ def save_tensors(
             raise TypeError(f"{path}: tensor {name!r} has dtype {array.dtype}, which safetensors cannot hold")
         header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
         offset += array.nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
     with atomic(path) as temporary, temporary.open("wb") as handle:
-        handle.write(len(text).to_bytes(8, "little") + text)
+        handle.write(_header_bytes(header))
         for name in names:
             handle.write(_little_endian(arrays[name]).data)
+
+
+def header_of(path: str | os.PathLike[str]) -> bytes:
+    """The first bytes of a safetensors file, up to its first tensor."""
+    with Path(path).open("rb") as handle:
+        length = handle.read(8)
+        return length + handle.read(int.from_bytes(length, "little"))
+
+
+def header_for(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """The first bytes of a file that holds ``tensors``, name -> (dtype in the format's words, shape), in this order."""
+    header, offset = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        end = offset + math.prod(shape) * _item_size(dtype)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    return _header_bytes(header)
+
+
+def widened(stored: Array, dtype: str) -> Array:
+    """The values of a block of :meth:`Weights.blocks`: bfloat16 bits as float32 (exactly), others as they are."""
+    if dtype != "BF16":
+        return stored
+    wide = stored.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -171,6 +227,12 @@ def sha256_arrays(arrays: Iterable[Array]) -> str:
         digest.update(f"{plain.dtype.str}{np.shape(array)}".encode())
         digest.update(plain.data)
     return digest.hexdigest()
+
+
+def _header_bytes(header: dict[str, Any]) -> bytes:
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _little_endian(array: Array) -> Array:
@@ -316,14 +378,18 @@ def _read_tensor(name: str, entry: _Entry) -> Array:
     """Read one tensor into memory of its own: a file that shrinks meanwhile is an error here, not a crash later."""
     if entry.dtype not in _READABLE:
         raise ValueError(f"{entry.path}: tensor {name!r} is {entry.dtype}; convert it to bfloat16 or wider first")
-    count = math.prod(entry.shape)
-    stored = np.fromfile(entry.path, np.dtype(_READABLE[entry.dtype]), count, offset=entry.offset)
+    return widened(_read_stored(name, entry), entry.dtype).reshape(entry.shape)
+
+
+def _read_stored(name: str, entry: _Entry, first: int = 0, count: int | None = None) -> Array:
+    """``count`` values from the ``first`` on, flat."""
+    kind = np.dtype(_READABLE.get(entry.dtype, f"u{_item_size(entry.dtype)}"))
+    count = math.prod(entry.shape) if count is None else count
+    stored = np.fromfile(entry.path, kind, count, offset=entry.offset + first * kind.itemsize)
     if stored.size != count:
         raise ValueError(f"{entry.path}: tensor {name!r}: {stored.size} of {count} values; the file was cut short")
-    if entry.dtype == "BF16":
-        stored = (stored.astype(np.uint32) << 16).view(np.float32)
-    elif entry.dtype == "BOOL":
+    if entry.dtype == "BOOL":
         if stored.size and stored.max() > 1:
             raise ValueError(f"{entry.path}: tensor {name!r}: a BOOL byte is neither 0 nor 1")
         stored = stored.view(np.bool_)
-    return stored.reshape(entry.shape)
+    return stored

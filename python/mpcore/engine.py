@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, Literal, TypeVar
@@ -10,25 +11,33 @@ from typing import Any, Literal, TypeVar
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+RETRIES = 3
+"""How often Ray starts a job again whose worker died; an error that the job raises is not retried."""
+
 
 def run_jobs(
     function: Callable[[Job], Result],
     jobs: Sequence[Job],
     *,
     engine: Literal["ray"] | None = None,
+    address: str | None = None,
     threads: int | None = None,
     size: Callable[[Job], float] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    stop: threading.Event | None = None,
 ) -> list[Result]:
     """``[function(job) for job in jobs]``, several at a time.
 
     Args:
         function: of one job; on Ray it and the jobs travel to other processes, so they must pickle.
         jobs: any number.
-        engine: None uses threads of this process (the native routines release the GIL), ``"ray"`` one Ray task a job.
+        engine: None uses threads of this process (the native routines release the GIL), ``"ray"`` one Ray task a job,
+            repeated up to ``RETRIES`` times when its worker dies.
+        address: of a Ray cluster; None takes the one this process is connected to, or starts one on this machine.
         threads: jobs at a time in this process; None is the number of cores. Ray decides for itself.
         size: the larger, the earlier a job starts, so that no long one is left for last; None keeps the order.
         progress: called with (done, total) after every job, in the calling thread.
+        stop: set when the call ends early, by an error or Ctrl-C, so that jobs in threads of this process can give up.
 
     Returns:
         The results in the order of ``jobs``, whatever the order they finished in.
@@ -47,7 +56,7 @@ def run_jobs(
     if threads is not None and threads < 1:
         raise ValueError(f"threads = {threads} is not at least 1")
     order = sorted(range(len(jobs)), key=lambda i: -size(jobs[i])) if size else list(range(len(jobs)))
-    finished = _on_ray(function, jobs, order) if engine else _in_threads(function, jobs, order, threads)
+    finished = _on_ray(function, jobs, order, address) if engine else _in_threads(function, jobs, order, threads, stop)
     results: dict[int, Result] = {}
     for index, result in finished:
         results[index] = result
@@ -57,7 +66,11 @@ def run_jobs(
 
 
 def _in_threads(
-    function: Callable[[Job], Result], jobs: Sequence[Job], order: list[int], threads: int | None
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    order: list[int],
+    threads: int | None,
+    stop: threading.Event | None,
 ) -> Iterator[tuple[int, Result]]:
     with ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="mpcore") as pool:
         running = {pool.submit(function, jobs[index]): index for index in order}
@@ -66,17 +79,21 @@ def _in_threads(
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
         finally:
+            if stop is not None and running:
+                stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _on_ray(function: Callable[[Job], Result], jobs: Sequence[Job], order: list[int]) -> Iterator[tuple[int, Result]]:
+def _on_ray(
+    function: Callable[[Job], Result], jobs: Sequence[Job], order: list[int], address: str | None
+) -> Iterator[tuple[int, Result]]:
     try:
         import ray
     except ImportError as error:
         raise ImportError("engine 'ray' needs the package ray; install mpcore[scale]") from error
     if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    task: Any = ray.remote(function)
+        ray.init(address=address, log_to_driver=False)
+    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(function)
     running = {task.remote(jobs[index]): index for index in order}
     try:
         while running:

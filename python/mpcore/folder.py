@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,20 @@ import numpy as np
 from mpcore.checkpoint import open_weights, save_tensors, sha256
 from mpcore.records import FORMAT, Manifest, PlannedLayer, Record, atomic, from_plain, to_plain
 
-RUN, MANIFEST, PROGRESS = "run.json", "manifest.json", "progress"
+RUN, MANIFEST, PROGRESS, LOCK = "run.json", "manifest.json", "progress", ".lock"
+OF_DISTILLATION = ("student.safetensors", "train.jsonl", "certificate-student.json", "eval.json")
+"""Files that distillation makes or renews."""
 
 
 class RunFolder:
     """A folder that belongs to one run: one model, recipe, seed and calibration set (its *fingerprint*).
 
-    Opening an existing folder resumes it if the fingerprint is the same. Without a path the folder is a temporary
-    one and goes with this object.
+    Opening an existing folder resumes it if the fingerprint is the same. Until the run is finished the folder is locked
+    for this object, until :meth:`release`. Without a path the folder is a temporary one and goes with this object.
 
     Raises:
-        ValueError: if the folder holds another run, naming what differs, or files that are none of ours.
+        ValueError: if the folder holds another run, naming what differs, files that are none of ours, or if another
+            process is at work in it.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, fingerprint: dict[str, Any]) -> None:
@@ -38,70 +41,175 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: is a file, wanted a folder for the run")
         self.path.mkdir(parents=True, exist_ok=True)
+        self._unlock: Callable[[], object] = lambda: None
+        if not self.finished:
+            self._refuse_strangers()
+            self._unlock = weakref.finalize(self, lock(self.path))
+            sweep(self.path)
         self._claim(fingerprint)
 
-    def _claim(self, fingerprint: dict[str, Any]) -> None:
-        mark = self.path / RUN
-        if mark.exists():
-            found = read_json(mark).get("fingerprint", {})
-            for key in sorted({*fingerprint, *found}):
-                if found.get(key) != fingerprint.get(key):
-                    difference = f"{key} was {found.get(key)!r}, now {fingerprint.get(key)!r}"
-                    raise ValueError(f"{self.path}: holds another run ({difference}); choose another folder")
-            return
-        if strangers := sorted(entry.name for entry in self.path.iterdir() if not entry.name.endswith(".partial")):
+    def release(self) -> None:
+        """Let other processes work in the folder."""
+        self._unlock()
+
+    def _refuse_strangers(self) -> None:
+        names = sorted(entry.name for entry in self.path.iterdir())
+        strangers = [name for name in names if name != LOCK and not name.endswith(".partial")]
+        if strangers and RUN not in names:
             raise ValueError(
                 f"{self.path}: exists and is no run of mpcore (it holds {strangers[0]!r}); choose another folder"
             )
-        write_text(mark, json.dumps({"format": FORMAT, "kind": "run", "fingerprint": fingerprint}, indent=1) + "\n")
+
+    def _claim(self, fingerprint: dict[str, Any]) -> None:
+        mark = self.path / RUN
+        if not mark.exists():
+            write_text(mark, json.dumps({"format": FORMAT, "kind": "run", "fingerprint": fingerprint}, indent=1) + "\n")
+            return
+        found = read_json(mark).get("fingerprint", {})
+        for key in sorted({*fingerprint, *found}):
+            if found.get(key) != fingerprint.get(key):
+                difference = f"{key} was {found.get(key)!r}, now {fingerprint.get(key)!r}"
+                raise ValueError(f"{self.path}: holds another run ({difference}); choose another folder")
 
     @property
     def finished(self) -> bool:
         """Whether the run was sealed."""
         return (self.path / MANIFEST).exists()
 
+    def kept(self, name: str) -> Path | None:
+        """The file ``name`` if an earlier session finished it, else None.
+
+        Raises:
+            ValueError: if its bytes are no longer those that :meth:`vouch` saw.
+        """
+        path, note = self.path / name, self._note(name)
+        if not path.exists() or not note.exists():
+            return None
+        if sha256(path) != note.read_text(encoding="utf-8", errors="replace"):
+            raise ValueError(f"{path}: has changed since the interrupted run wrote it; delete it and start again")
+        return path
+
+    def vouch(self, name: str) -> None:
+        """Note the SHA-256 of the finished file ``name`` for :meth:`kept`."""
+        write_text(self._note(name), sha256(self.path / name))
+
+    def _note(self, name: str) -> Path:
+        return self.path / PROGRESS / f"{Path(name).name}.sha256"
+
     def once(self, name: str, kind: type[Record], make: Callable[[], Record]) -> Any:
         """The record in file ``name`` if an earlier session wrote it, else what ``make`` returns, written."""
-        path = self.path / name
-        if path.exists():
+        if path := self.kept(name):
             return kind.read(path)
         record = make()
-        record.write(path)
+        record.write(self.path / name)
+        self.vouch(name)
         return record
 
     def store_layer(self, index: int, plan: PlannedLayer, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
         """Keep one finished layer for a resumed run."""
-        record = json.dumps(to_plain(plan))
-        save_tensors(self._layer_file(index), tensors, {"plan": record})
+        name = _layer_file(index)
+        save_tensors(self.path / name, tensors, {"plan": json.dumps(to_plain(plan))})
+        self.vouch(name)
 
     def stored_layer(self, index: int) -> tuple[PlannedLayer, dict[str, np.ndarray[Any, Any]]] | None:
         """What :meth:`store_layer` kept, or None."""
-        path = self._layer_file(index)
-        if not path.exists():
+        path = self.kept(_layer_file(index))
+        if path is None:
             return None
         weights = open_weights(path)
         plan = from_plain(PlannedLayer, json.loads(weights.metadata["plan"]), "plan")
         return plan, {name: np.array(weights[name]) for name in weights}
 
-    def _layer_file(self, index: int) -> Path:
-        return self.path / PROGRESS / f"{index:04d}.safetensors"
-
-    def clear_progress(self) -> None:
-        """Drop what only a resumed run needs."""
+    def seal(self, manifest: Manifest) -> None:
+        """Write the manifest, drop what only a resumed run needs, and let others in."""
+        sweep(self.path)
+        manifest.write(self.path / MANIFEST)
         shutil.rmtree(self.path / PROGRESS, ignore_errors=True)
+        self.release()
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file the manifest vouches for: all but itself, the report and the unfinished."""
-    left_out = {MANIFEST, "report.html"}
+def _layer_file(index: int) -> str:
+    return f"{PROGRESS}/{index:04d}.safetensors"
+
+
+def lock(folder: Path) -> Callable[[], None]:
+    """Keep other processes out of ``folder`` until the function returned is called or this process ends.
+
+    Raises:
+        ValueError: if another process, or another run of this one, holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: two runs in one folder are the user's to avoid
+        return lambda: None
+    path = folder / LOCK
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return lambda: _unlock(path, descriptor)
+        except BaseException as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                raise ValueError(f"{folder}: another process is at work in this folder") from None
+            raise
+        os.close(descriptor)  # the holder before us removed the file between our two calls
+
+
+def _unlock(path: Path, descriptor: int) -> None:
+    path.unlink(missing_ok=True)
+    os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove half-written files that a killed process left in ``folder``; only for the holder of its lock."""
+    for partial in folder.rglob(".*.partial"):
+        partial.unlink(missing_ok=True)
+
+
+def hashes(folder: Path, *, but: Iterable[str] = ()) -> dict[str, str]:
+    """SHA-256 of every file the manifest vouches for: all but itself, the report, the lock and the unfinished."""
+    left_out = {MANIFEST, LOCK, "report.html", *but}
     files = (entry for entry in sorted(folder.iterdir()) if entry.is_file() and entry.name not in left_out)
     return {entry.name: sha256(entry) for entry in files if not entry.name.endswith(".partial")}
 
 
-def renew_manifest(folder: Path) -> None:
-    """Hash the files again after a stage added or replaced some."""
+def trusted(folder: Path, name: str, manifest: Manifest) -> Path:
+    """The path of file ``name`` of a finished run, its bytes being those the manifest vouches for.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if the manifest does not name it, or it has changed.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file in this run")
+    if name not in manifest.files:
+        raise ValueError(f"{path}: manifest.json does not name it")
+    if sha256(path) != manifest.files[name]:
+        raise ValueError(f"{path}: has changed since the run was sealed ('mpcore verify' says what else has)")
+    return path
+
+
+def check_sealed(folder: Path, *, but: Iterable[str] = ()) -> Manifest:
+    """The manifest of a finished run, every file it names being as it was sealed, those of ``but`` left out.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the first file that is not.
+    """
     manifest = Manifest.read(folder / MANIFEST)
-    dataclasses.replace(manifest, files=hashes(folder)).write(folder / MANIFEST)
+    for name in sorted(manifest.files.keys() - set(but)):
+        trusted(folder, name, manifest)
+    return manifest
+
+
+def renew_manifest(folder: Path, written: Iterable[str]) -> None:
+    """Hash the files named, where they exist, after a stage wrote them; the others keep the hash of their sealing."""
+    manifest = Manifest.read(folder / MANIFEST)
+    renewed = {name: sha256(folder / name) for name in written if (folder / name).is_file()}
+    files = dict(sorted({**manifest.files, **renewed}.items()))
+    dataclasses.replace(manifest, files=files).write(folder / MANIFEST)
 
 
 def read_json(path: Path) -> dict[str, Any]:

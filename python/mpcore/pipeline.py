@@ -20,7 +20,7 @@ from mpcore import budget as budgets
 from mpcore._native import __version__
 from mpcore.certify import certify
 from mpcore.checkpoint import save_tensors, sha256
-from mpcore.folder import MANIFEST, RunFolder, hashes, write_text
+from mpcore.folder import OF_DISTILLATION, PROGRESS, RunFolder, check_sealed, hashes, write_text
 from mpcore.html import facts
 from mpcore.models import plans, tome
 from mpcore.models.apply import as_matrix, from_matrix, layer_of
@@ -36,6 +36,7 @@ from mpcore.models.permutation import find_groups, permute_channels
 from mpcore.models.recipe import Recipe
 from mpcore.models.sensitivity import Sensitivity, input_norms, measure_sensitivities
 from mpcore.models.sequence import Pruned, Walk, prune_layers
+from mpcore.models.trainstate import STATE
 from mpcore.progress import progress_bar
 from mpcore.records import (
     Budget,
@@ -132,10 +133,11 @@ def prune(
         "version": __version__,
     }
     folder = RunFolder(out, fingerprint)
-    stages = _Stages(model, recipe, batches, held_out, folder, seed=seed, progress=progress, source=source or {})
-    if folder.finished:
-        return stages.finished_run()
-    return stages.run()
+    try:
+        stages = _Stages(model, recipe, batches, held_out, folder, seed=seed, progress=progress, source=source or {})
+        return stages.finished_run() if folder.finished else stages.run()
+    finally:
+        folder.release()
 
 
 class _Stages:
@@ -187,9 +189,10 @@ class _Stages:
         return PruneRun(pruned, self.folder.path, report, self.folder)
 
     def finished_run(self) -> PruneRun:
-        """Load what a finished folder holds."""
+        """Load what a finished folder holds; a distillation that was interrupted since may have begun to renew it."""
         path = self.folder.path
-        spectra = SpectraReport.from_json((path / "spectra.json").read_text(encoding="utf-8"))
+        check_sealed(path, but=OF_DISTILLATION if (path / STATE).exists() else ())
+        spectra = SpectraReport.read(path / "spectra.json")
         table = EvalTable.read(path / "eval.json") if (path / "eval.json").exists() else None
         report = PruneReport(
             LayerInventory.read(path / "inventory.json"),
@@ -221,12 +224,11 @@ class _Stages:
         return dataclasses.replace(found, layers=layers)
 
     def spectra(self) -> SpectraReport:
-        path = self.folder.path / "spectra.json"
-        if path.exists():
-            return SpectraReport.from_json(path.read_text(encoding="utf-8"))
-        report = fit_edges(self.dense, return_values=True, seed=self.seed, progress=self.progress)
-        write_text(path, report.to_json())
-        return report
+        def fit() -> Record:
+            return fit_edges(self.dense, return_values=True, seed=self.seed, progress=self.progress)
+
+        found: SpectraReport = self.folder.once("spectra.json", SpectraReport, fit)
+        return found
 
     def budget(self, layers: LayerInventory, spectra: SpectraReport, stats: CalibrationStats) -> Record:
         recipe = self.recipe
@@ -276,9 +278,9 @@ class _Stages:
         """Fold channel orders into the dense model; a resumed run folds the stored ones."""
         if not self.recipe.permute:
             return (), {}
-        path = self.folder.path / "progress" / "permutation.json"
+        name = f"{PROGRESS}/permutation.json"
         sample = first(split(self.batches[0])[0], 2)
-        if path.exists():
+        if path := self.folder.kept(name):
             data = json.loads(path.read_text(encoding="utf-8"))
             groups = tuple(from_plain(PermutedGroup, entry, "permutation") for entry in data["groups"])
             found, _ = find_groups(self.dense, sample, self.recipe)
@@ -290,7 +292,8 @@ class _Stages:
             groups, refused = permute_channels(
                 self.dense, patterns, stats, self.recipe, sample, seed=self.seed, progress=advance
             )
-        write_text(path, json.dumps({"groups": to_plain(groups), "refused": refused}))
+        write_text(self.folder.path / name, json.dumps({"groups": to_plain(groups), "refused": refused}))
+        self.folder.vouch(name)
         return groups, refused
 
     def prune_layers(
@@ -367,8 +370,7 @@ class _Stages:
 
     def seal(self, patterns: dict[str, Pattern]) -> None:
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        self.folder.clear_progress()
-        Manifest(
+        manifest = Manifest(
             version=__version__,
             seed=self.seed,
             recipe=self.recipe.to_dict(),
@@ -376,4 +378,5 @@ class _Stages:
             patterns=patterns,
             files=hashes(self.folder.path),
             versions=versions,
-        ).write(self.folder.path / MANIFEST)
+        )
+        self.folder.seal(manifest)

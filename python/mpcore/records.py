@@ -6,6 +6,10 @@ library can open a run folder. ``docs/formats.md`` describes each file.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -256,7 +260,10 @@ class SpeedReport(Record):
 
 @dataclass(frozen=True)
 class Manifest(Record):
-    """manifest.json, written last: a run folder without it is unfinished."""
+    """manifest.json, written last: a run folder without it is unfinished.
+
+    ``seal`` is the SHA-256 of the rest, set by :meth:`write` and compared by :meth:`read`.
+    """
 
     kind: ClassVar[str] = "manifest"
     version: str  # of mpcore
@@ -266,6 +273,23 @@ class Manifest(Record):
     patterns: dict[str, Pattern]
     files: dict[str, str]  # file name -> sha256
     versions: dict[str, str] = field(default_factory=dict)  # of torch, numpy, ...
+    seal: str = field(default="", compare=False)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write to ``path``, sealed."""
+        Record.write(dataclasses.replace(self, seal=self._digest()), path)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Read what :meth:`write` wrote; a ValueError if a value in it has changed since."""
+        manifest = super().read(path)
+        if manifest.seal != manifest._digest():
+            raise ValueError(f"{path}: has changed since it was written (its seal does not fit)")
+        return manifest
+
+    def _digest(self) -> str:
+        plain = {**self.to_dict(), "seal": ""}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import nn
 
 from mpcore.certify import certify
 from mpcore.checkpoint import open_weights, sha256
-from mpcore.folder import MANIFEST, renew_manifest
+from mpcore.folder import MANIFEST, OF_DISTILLATION, check_sealed, lock, renew_manifest, sweep
 from mpcore.models.batches import digest, materialise
 from mpcore.models.certificate import LogitTrail
 from mpcore.models.distill import DistillRun, DistillSettings, train_student
@@ -60,7 +60,8 @@ def distill(
         settings: further fields of :class:`mpcore.models.distill.DistillSettings`, such as ``lr`` or ``optimizer``.
 
     Raises:
-        ValueError: if the folder holds no finished run, or a setting is out of range.
+        ValueError: if the folder holds no finished run, one whose files have changed since, or another process at
+            work, or if a setting is out of range.
         mpcore.ConvergenceError: if the loss is no longer finite.
     """
     chosen = DistillSettings(epochs=epochs, seed=seed, **settings)
@@ -68,20 +69,32 @@ def distill(
     if not (folder / MANIFEST).exists():
         raise ValueError(f"{folder}: no finished run to distil (manifest.json is missing)")
     held_out = None if evaluation is None else materialise(evaluation, "evaluation")
-    pruned, student, dense = (load(folder, copy.deepcopy(shape), which=which) for which in ("model", "model", "dense"))
-    stored = open_weights(folder / "masks.safetensors")
-    masks = {name: torch.from_numpy(stored[name].copy()) for name in stored}
-    history = train_student(
-        student, teacher or dense, masks, train, settings=chosen, folder=folder, resume=resume, progress=progress
-    )
     processes = Processes.find()
-    if processes.main:
-        save_model(student, masks, folder / "student.safetensors")
-        _certify(folder, dense, pruned, student, train)
-        if held_out is not None:
-            _evaluate(folder, {"dense": dense, "pruned": pruned, "distilled": student}, held_out, progress=progress)
-        renew_manifest(folder)
-    processes.wait()
+    unlock = lock(folder) if processes.main else None
+    try:
+        if processes.main:
+            sweep(folder)
+        written = tuple(name for name in OF_DISTILLATION if name != "eval.json" or held_out is not None)
+        check_sealed(folder, but=written)
+        pruned, student, dense = (
+            load(folder, copy.deepcopy(shape), which=which) for which in ("model", "model", "dense")
+        )
+        stored = open_weights(folder / "masks.safetensors")
+        masks = {name: torch.from_numpy(stored[name].copy()) for name in stored}
+        history = train_student(
+            student, teacher or dense, masks, train, settings=chosen, folder=folder, resume=resume, progress=progress
+        )
+        if processes.main:
+            save_model(student, masks, folder / "student.safetensors")
+            _certify(folder, dense, pruned, student, train)
+            if held_out is not None:
+                models = {"dense": dense, "pruned": pruned, "distilled": student}
+                _evaluate(folder, models, held_out, progress=progress)
+            renew_manifest(folder, written)
+        processes.wait()
+    finally:
+        if unlock is not None:
+            unlock()
     return DistillRun(student.eval(), folder, history)
 
 
@@ -121,4 +134,4 @@ def add_to_evaluation(run: DistillRun, name: str, model: nn.Module, data: Iterab
     row = evaluate(model, data, teacher=load(path, copy.deepcopy(run.model), which="dense"), name=name)
     others = tuple(entry for entry in table.rows if entry.model != name)
     dataclasses.replace(table, rows=(*others, row)).write(path / "eval.json")
-    renew_manifest(path)
+    renew_manifest(path, ("eval.json",))

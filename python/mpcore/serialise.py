@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from safetensors import SafetensorError
+
 from mpcore.html import of_record
 from mpcore.pattern import Pattern
 
@@ -26,7 +28,8 @@ AnyRecord = TypeVar("AnyRecord", bound="Record")
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` and rename it to ``path`` once the block ends well.
 
-    An error or Ctrl-C inside the block removes the temporary file, so ``path`` is either whole or as it was before.
+    An error or Ctrl-C inside the block removes the temporary file, so ``path`` is either whole or as it was before. An
+    error of the safetensors library comes out as OSError.
 
     Example:
         >>> import pathlib, tempfile
@@ -47,9 +50,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, SafetensorError):
+            raise OSError(f"{target}: {error}") from None
         raise
 
 

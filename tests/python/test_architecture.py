@@ -15,11 +15,11 @@ PACKAGE = ROOT / "python" / "mpcore"
 
 LAYERS: dict[int, set[str]] = {
     1: {"_native"},
-    2: {"pattern", "arrays", "html", "serialise", "records", "reference", "checkpoint", "folder", "progress"},
+    2: {"pattern", "arrays", "html", "serialise", "records", "reference", "checkpoint", "folder", "progress", "roles"},
     3: {"spectra", "masks", "permute", "compensate", "sparse", "certify"},
     4: {"budget", "verify"},
     5: {"models", "gpu"},
-    6: {"engine", "pipeline", "recovery", "report"},
+    6: {"engine", "pipeline", "recovery", "report", "stream"},
     7: {"cli", "demo"},
 }
 MAY_IMPORT: dict[int, set[str]] = {

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpcore.engine import run_jobs
+from mpcore.engine import RETRIES, run_jobs
 
 
 def square(number: int) -> int:
@@ -31,12 +31,17 @@ class FakeRay(types.ModuleType):
 
     def init(self, **_: Any) -> None: ...
 
-    def remote(self, function: Any) -> Any:
-        def submit(job: Any) -> Any:
-            self.started.append(job)
-            return (len(self.started), function, job)
+    def remote(self, **options: Any) -> Any:
+        assert options == {"num_cpus": 1, "max_retries": RETRIES}
 
-        return types.SimpleNamespace(remote=submit)
+        def task(function: Any) -> Any:
+            def submit(job: Any) -> Any:
+                self.started.append(job)
+                return (len(self.started), function, job)
+
+            return types.SimpleNamespace(remote=submit)
+
+        return task
 
     def wait(self, references: list[Any], num_returns: int) -> Any:
         return references[-num_returns:], references[:-num_returns]
@@ -74,6 +79,19 @@ def test_an_error_comes_out_and_drops_what_has_not_begun() -> None:
     with pytest.raises(RuntimeError, match="job 0"):
         run_jobs(fail, list(range(500)), threads=1)
     assert len(ran) < 500
+
+
+def test_jobs_that_run_are_told_to_stop() -> None:
+    stop = threading.Event()
+
+    def work(job: int) -> bool:
+        if job == 0:
+            raise RuntimeError("job 0")
+        return stop.wait(20)
+
+    with pytest.raises(RuntimeError, match="job 0"):
+        run_jobs(work, [0, 1], threads=2, stop=stop)
+    assert stop.is_set()
 
 
 def test_jobs_really_run_at_the_same_time() -> None:

@@ -15,6 +15,7 @@ from nets import TinyConvNet, images, tiny_vit
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mpcore.folder import hashes
 from mpcore.masks import nm_mask
 from mpcore.models.apply import hold_masks, layer_of
 from mpcore.models.compact import load_compact, save_compact
@@ -39,7 +40,8 @@ class Tied(nn.Module):
 def finished(folder: Path, model: nn.Module, **fields: Any) -> Path:
     """The least folder that ``load`` takes for a run."""
     save_model(model, {}, folder / "model.safetensors")
-    values: dict[str, Any] = {"version": "0", "seed": 0, "recipe": {}, "source": {}, "patterns": {}, "files": {}}
+    values: dict[str, Any] = {"version": "0", "seed": 0, "recipe": {}, "source": {}, "patterns": {}}
+    values["files"] = hashes(folder)
     Manifest(**{**values, **fields}).write(folder / "manifest.json")
     return folder
 
@@ -93,13 +95,26 @@ def test_the_student_is_preferred_once_the_manifest_vouches_for_it(tmp_path: Pat
     finished(tmp_path, pruned)
     save_model(student, {}, tmp_path / "student.safetensors")
     assert state_sha256(load(tmp_path, TinyConvNet())) == state_sha256(pruned)
-    finished(tmp_path, pruned, files={"student.safetensors": "0"})
+    finished(tmp_path, pruned)
     assert state_sha256(load(tmp_path, TinyConvNet())) == state_sha256(student)
     assert state_sha256(load(tmp_path, TinyConvNet(), which="model")) == state_sha256(pruned)
-    with pytest.raises(FileNotFoundError, match="no such network"):
+    with pytest.raises(FileNotFoundError, match=r"dense\.safetensors: no such file in this run"):
         load(tmp_path, TinyConvNet(), which="dense")
     with pytest.raises(ValueError, match="which = 'teacher'"):
         load(tmp_path, TinyConvNet(), which="teacher")
+
+
+def test_a_network_that_has_changed_since_the_run_was_sealed_is_refused(tmp_path: Path) -> None:
+    file = finished(tmp_path, TinyConvNet()) / "model.safetensors"
+    stored = bytearray(file.read_bytes())
+    stored[-1] ^= 1
+    file.write_bytes(stored)
+    with pytest.raises(ValueError, match=r"model\.safetensors: has changed since the run was sealed"):
+        load(tmp_path, TinyConvNet())
+    manifest = (tmp_path / "manifest.json").read_text().replace('"seed": 0', '"seed": 1')
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(ValueError, match=r"manifest\.json: has changed since it was written"):
+        load(tmp_path, TinyConvNet())
 
 
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path) -> None:

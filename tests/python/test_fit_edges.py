@@ -118,8 +118,8 @@ class FakeRay(types.ModuleType):
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": 2.0}
 
-    def remote(self, *, num_cpus: int) -> Any:
-        assert num_cpus == 1
+    def remote(self, *, num_cpus: int, max_retries: int) -> Any:
+        assert (num_cpus, max_retries) == (1, 3)
 
         def task(function: Any) -> Any:
             return types.SimpleNamespace(remote=lambda *arguments: pickle.dumps((function, arguments)))

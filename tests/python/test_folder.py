@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpcore.folder import RunFolder, hashes, read_json
-from mpcore.records import Pattern, PlannedLayer
+from mpcore.folder import RunFolder, hashes, read_json, renew_manifest, trusted
+from mpcore.records import Manifest, Pattern, PlannedLayer
 
 PRINT = {"seed": 0, "recipe": {"pattern": "2:4"}}
 PLAN = PlannedLayer("a", Pattern("2:4"), (2, 4), 4, 0.9, 0.01, 0.02)
@@ -67,3 +67,50 @@ def test_a_temporary_folder_goes_with_the_run():
     assert path.exists()
     del folder
     assert not path.exists()
+
+
+def test_a_file_that_changed_between_two_sessions_is_refused(tmp_path):
+    folder = RunFolder(tmp_path, PRINT)
+    folder.store_layer(0, PLAN, {"weight": np.ones((2, 4), np.float32)})
+    file = tmp_path / "progress" / "0000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    with pytest.raises(ValueError, match=r"0000\.safetensors: has changed since the interrupted run"):
+        folder.stored_layer(0)
+
+
+def test_a_file_without_its_hash_counts_as_unfinished(tmp_path):
+    folder = RunFolder(tmp_path, PRINT)
+    (tmp_path / "budget.json").write_text("{")
+    assert folder.kept("budget.json") is None
+
+
+def test_two_runs_in_one_folder_do_not_mix(tmp_path):
+    first = RunFolder(tmp_path, PRINT)
+    with pytest.raises(ValueError, match="another process is at work"):
+        RunFolder(tmp_path, PRINT)
+    first.release()
+    RunFolder(tmp_path, PRINT)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run.json"]
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    (tmp_path / "progress").mkdir(parents=True)
+    for name in (".plan.json.1.partial", "progress/.0001.safetensors.2.partial"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / "run.json").write_text('{"fingerprint": {"seed": 0, "recipe": {"pattern": "2:4"}}}')
+    RunFolder(tmp_path, PRINT)
+    assert not list(tmp_path.rglob(".*.partial"))
+
+
+def test_renewing_the_manifest_does_not_bless_other_files(tmp_path):
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text("1")
+    manifest = Manifest("0", 0, {}, {}, {}, hashes(tmp_path))
+    manifest.write(tmp_path / "manifest.json")
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text("2")
+    renew_manifest(tmp_path, ("b.json", "none.json"))
+    renewed = Manifest.read(tmp_path / "manifest.json")
+    assert trusted(tmp_path, "b.json", renewed).read_text() == "2"
+    with pytest.raises(ValueError, match=r"a\.json: has changed"):
+        trusted(tmp_path, "a.json", renewed)

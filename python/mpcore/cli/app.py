@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -17,7 +20,7 @@ from mpcore.cli.evaluate import evaluate
 from mpcore.cli.inspect import inspect
 from mpcore.cli.prune import prune
 from mpcore.cli.report import report
-from mpcore.cli.session import INTERRUPTED
+from mpcore.cli.session import INTERRUPTED, Session
 from mpcore.cli.verify import verify
 
 _EPILOG = (
@@ -76,9 +79,28 @@ def make_app() -> typer.Typer:
 app = make_app()
 
 
+def _interrupt(number: int, frame: object) -> None:
+    signal.signal(signal.SIGINT, _leave)
+    raise KeyboardInterrupt
+
+
+def _leave(number: int, frame: object) -> None:
+    os.write(2, b"mpcore: left at once; the same command resumes\n")
+    os._exit(INTERRUPTED)
+
+
 def main() -> None:
-    """Entry point of the ``mpcore`` command."""
+    """Entry point of the ``mpcore`` command. The first Ctrl-C ends it in order, the second at once.
+
+    Nothing is lost at the second: files appear under their names whole, and what is half-written is swept on resume.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell ignores it for its background
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app(prog_name="mpcore")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
+        if not Session.interruption_said:  # it came before or after the command's own work
+            print("mpcore: interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None

@@ -50,7 +50,7 @@ def distill(
             _copy(run, out)
         processes.wait()
         folder = run if out is None else out
-        data = load_data(train, mpcore.load(folder), batch_size=batch_size, seed=seed, limit=limit)
+        data = load_data(train, mpcore.load(folder, which="model"), batch_size=batch_size, seed=seed, limit=limit)
         settings: dict[str, Any] = {} if lr is None else {"lr": lr}
         settings |= {"optimizer": optimizer, "accumulate": accumulate, "precision": precision}
         mpcore.distill(folder, data, epochs=epochs, seed=seed, resume=resume, progress=console.progress, **settings)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from pathlib import Path
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mpcore.cli.options import MODEL_HELP, Json, OutFile, Quiet, Seed, Weights
+from mpcore.cli.options import (
+    MODEL_HELP,
+    Address,
+    Engine,
+    EngineOption,
+    Json,
+    OutFile,
+    Quiet,
+    Seed,
+    Weights,
+    is_spec,
+)
 from mpcore.cli.session import Session, session
 
 if TYPE_CHECKING:
+    from mpcore.checkpoint import Weights as Checkpoint
     from mpcore.spectra import SpectraReport
 
 
@@ -42,6 +54,11 @@ def inspect(
     ] = 0.01,
     bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Replicates for the interval of the edge.")] = 0,
     weights: Weights = None,
+    layers: Annotated[
+        list[str] | None, typer.Option("--layers", "-l", metavar="GLOB", help="Only these layers; may be repeated.")
+    ] = None,
+    engine: EngineOption = Engine.local,
+    address: Address = None,
     json: Json = False,
     out: OutFile = None,
     quiet: Quiet = False,
@@ -49,7 +66,7 @@ def inspect(
 ) -> None:
     """Fit the Marchenko-Pastur law to every layer: noise edge, spikes, share of noise, quality of the fit."""
     with session(json=json, quiet=quiet, out=out) as console:
-        source = _source(model, weights, seed)
+        source = _source(model, weights, layers or [], seed)
         import mpcore
 
         fits = mpcore.fit_edges(
@@ -59,30 +76,36 @@ def inspect(
             alpha=alpha,
             n_boot=bootstrap,
             seed=seed,
+            engine=engine.name_or_none,
+            address=address,
             progress=console.progress,
         )
         _show(console, model, fits)
 
 
-def _source(model: str, weights: str | None, seed: int) -> Any:
+def _source(model: str, weights: str | None, layers: list[str], seed: int) -> Any:
     """Tensors of a checkpoint, or a torch module for the specs that build one."""
-    if not _is_spec(model):
+    if not is_spec(model):
         from mpcore.checkpoint import open_weights
 
         if weights is not None:
             raise ValueError(f"--weights goes with a model to build, and {model} is a checkpoint already")
-        return open_weights(model)
+        return _chosen(open_weights(model), layers)
+    if layers:
+        raise ValueError("--layers goes with a checkpoint")
     from mpcore.models.source import load_model
 
     return load_model(model, weights=weights, seed=seed)[0]
 
 
-def _is_spec(model: str) -> bool:
-    place, colon, function = model.rpartition(":")
-    named = (
-        bool(colon) and function.isidentifier() and (place.endswith(".py") or place.replace(".", "_").isidentifier())
-    )
-    return model.startswith(("timm:", "hf:")) or (named and not Path(model).exists())
+def _chosen(weights: Checkpoint, layers: list[str]) -> Checkpoint | Mapping[str, Any]:
+    """The matrices whose name, with or without ``.weight``, matches one of the globs; all without globs."""
+    if not layers:
+        return weights
+    found = [name for name in weights if any(fnmatchcase(name.removesuffix(".weight"), glob) for glob in layers)]
+    if not found:
+        raise ValueError(f"--layers: no tensor of {weights.path} matches {layers[0]!r}")
+    return weights.only(found)
 
 
 def _show(console: Session, model: str, fits: SpectraReport) -> None:

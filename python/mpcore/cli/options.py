@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +21,35 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help
 MODEL_HELP = "timm:NAME · hf:FOLDER · path/to/file.py:function · package.module:function"
 DATA_HELP = "a folder of images, or a .safetensors or .npz file with 'inputs' and 'targets'"
 WEIGHTS_HELP = "A safetensors checkpoint for MODEL; 'random' leaves a timm model untrained."
+
+CHECKPOINT_HELP = "a .safetensors file, its index or folder"
+
+
+class Engine(str, Enum):
+    """Where layer jobs run."""
+
+    local, ray = "local", "ray"
+
+    @property
+    def name_or_none(self) -> Literal["ray"] | None:
+        """As the functions of the package take it."""
+        return "ray" if self is Engine.ray else None
+
+
+EngineOption = Annotated[Engine, typer.Option("--engine", help="local: threads of this process; ray: a cluster.")]
+Address = Annotated[
+    str | None, typer.Option("--address", metavar="HOST:PORT", help="Of the Ray cluster; else one is started here.")
+]
+
+
+def is_spec(model: str) -> bool:
+    """Whether ``model`` names something to build, rather than a checkpoint."""
+    place, colon, function = model.rpartition(":")
+    named = (
+        bool(colon) and function.isidentifier() and (place.endswith(".py") or place.replace(".", "_").isidentifier())
+    )
+    return model.startswith(("timm:", "hf:")) or (named and not Path(model).exists())
+
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Weights = Annotated[str | None, typer.Option("--weights", "-w", metavar="FILE", help=WEIGHTS_HELP)]

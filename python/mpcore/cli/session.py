@@ -33,6 +33,8 @@ _EXTRAS = {
 class Session:
     """Output of one command: a JSON document or tables on stdout, notes and progress on stderr."""
 
+    interruption_said = False  # in this process
+
     def __init__(self, stdout: TextIO, *, as_json: bool, quiet: bool, out: Path | None) -> None:
         self._stdout, self._as_json, self._quiet, self._out = stdout, as_json, quiet, out
 
@@ -81,6 +83,7 @@ def session(*, json: bool, quiet: bool = False, out: Path | None = None, resumes
                 stack.enter_context(redirect_stdout(sys.stderr))
             yield Session(stdout, as_json=json, quiet=quiet, out=out)
     except KeyboardInterrupt:
+        Session.interruption_said = True
         hint = "; the same command resumes the run" if resumes else ""
         raise _exit(f"interrupted{hint}", INTERRUPTED) from None
     except (typer.Exit, BrokenPipeError):

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mpcore.folder import trusted
 from mpcore.models import plans, tome
 from mpcore.models.apply import layer_of
 from mpcore.models.source import build_model
@@ -56,8 +57,8 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, whic
 
     Raises:
         FileNotFoundError: if the folder holds no finished run, or not the network asked for.
-        ValueError: if the weights do not fit the model, naming the first that does not, or if the manifest does not
-            say how to build it.
+        ValueError: if a file has changed since the run was sealed, if the weights do not fit the model, naming the
+            first that does not, or if the manifest does not say how to build it.
     """
     root = Path(folder)
     if not (root / "manifest.json").is_file():
@@ -67,9 +68,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, whic
         which = "student" if FILES["student"] in manifest.files else "model"
     if which not in FILES:
         raise ValueError(f"which = {which!r} is not one of {', '.join(FILES)}")
-    file = root / FILES[which]
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: the run holds no such network")
+    file = trusted(root, FILES[which], manifest)
     if model is None:
         if not manifest.source:
             raise ValueError(f"{root}: the manifest does not say how to build the model; pass model=")
@@ -77,7 +76,8 @@ def load(folder: str | os.PathLike[str], model: nn.Module | None = None, *, whic
     tome.remove(model)
     plans.ungather(model)
     load_weights(model, file).eval()
-    for group in MaskPlan.read(root / PLAN).groups if PLAN in manifest.files else ():
+    groups = MaskPlan.read(trusted(root, PLAN, manifest)).groups if PLAN in manifest.files else ()
+    for group in groups:
         for name in group.consumers if group.gathered else ():
             plans.gather(layer_of(model, name), torch.tensor(group.order))
     if which != "dense" and (merged := manifest.recipe.get("tome", 0)):

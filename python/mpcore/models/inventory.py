@@ -11,8 +11,7 @@ from torch.nn.utils import parametrize
 
 from mpcore.models import plans
 from mpcore.records import LayerInfo, LayerInventory
-
-HEADS = {"head", "heads", "head_dist", "fc", "_fc", "classifier", "last_linear", "lm_head", "logits", "score"}
+from mpcore.roles import HEADS
 
 
 def inventory(model: nn.Module, *, skip: Sequence[str] = ()) -> LayerInventory:

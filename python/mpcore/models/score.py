@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import numpy as np
 
-from mpcore.models.apply import Matrix
-from mpcore.models.calibrate import Moments
+Matrix = np.ndarray[Any, Any]
 
 
-def score(matrix: Matrix, moments: Moments | None, kind: str) -> Matrix:
+class InputMoments(Protocol):
+    """E x and E x^2 of the input rows x (columns,) of a layer."""
+
+    @property
+    def mean(self) -> Matrix: ...  # noqa: D102
+
+    @property
+    def square(self) -> Matrix: ...  # noqa: D102
+
+
+def score(matrix: Matrix, moments: InputMoments | None, kind: str) -> Matrix:
     """Scores (rows, columns) >= 0, float32.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -60,6 +61,7 @@ class TrainState:
         with atomic(self.folder / STATE) as temporary:
             # A copy of each: safetensors refuses tensors that share memory.
             copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+            about["seal"] = _seal(about, copies)
             save_file(copies, temporary, metadata={"state": json.dumps(about)})
         with atomic(self.folder / LOG) as temporary:
             lines = (json.dumps(entry) + "\n" for entry in position["entries"])
@@ -78,6 +80,8 @@ class TrainState:
             with safetensors.safe_open(path, framework="pt") as file:
                 about = json.loads(file.metadata()["state"])
             tensors = load_file(path)
+            if about.pop("seal", None) != _seal(about, tensors):
+                raise ValueError("it has changed since it was written; start again with resume=False")
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a state of a training ({error})") from None
         self._check(path, about["identity"])
@@ -105,6 +109,15 @@ class TrainState:
             if found.get(key) != self.identity.get(key):
                 difference = f"{key} was {found.get(key)!r}, now {self.identity.get(key)!r}"
                 raise ValueError(f"{path}: belongs to another training ({difference}); start again with resume=False")
+
+
+def _seal(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of everything in a state, so that a damaged one is not taken up."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -68,6 +69,7 @@ def fit_edges(
     *,
     threads: int | None = None,
     engine: str | None = None,
+    address: str | None = None,
     progress: bool = False,
     **options: Any,
 ) -> SpectraReport:
@@ -82,7 +84,9 @@ def fit_edges(
         source: mapping name -> array; path of a .safetensors file or index; or a module with ``named_modules``, of
             which the weights of two or four dimensions are taken (Linear, Conv2d, Embedding), named after the module.
         threads: matrices at a time; None uses all cores.
-        engine: None, or "ray" to spread the matrices over a ray cluster (``pip install mpcore[scale]``).
+        engine: None, or "ray" to spread the matrices over a ray cluster (``pip install mpcore[scale]``); a matrix whose
+            worker dies is fitted again.
+        address: of a ray cluster; None takes the one this process is connected to, or starts one on this machine.
         progress: show a bar on stderr.
         **options: as for :func:`fit_edge`.
 
@@ -105,7 +109,7 @@ def fit_edges(
     fit_edge(np.eye(2), **options)  # so that a wrong option is an error, not a reason to skip every matrix
     arrays, shapes = _open(source)
     largest_first = sorted(shapes, key=lambda name: -math.prod(shapes[name]))
-    run = _on_ray if engine == "ray" else _in_threads
+    run = partial(_on_ray, address) if engine == "ray" else _in_threads
     outcomes: dict[str, Outcome] = {}
     with _reporter(progress, len(shapes)) as report:
         for name, outcome in run(arrays, largest_first, options, threads or os.cpu_count() or 1):
@@ -166,7 +170,7 @@ def _in_threads(
 
 
 def _on_ray(
-    arrays: Mapping[str, Any], names: list[str], options: Mapping[str, Any], threads: int
+    address: str | None, arrays: Mapping[str, Any], names: list[str], options: Mapping[str, Any], threads: int
 ) -> Iterator[tuple[str, Outcome]]:
     """The same as ray tasks of one core; in flight are ``threads`` or twice the cluster's cores, whichever is more."""
     try:
@@ -174,8 +178,8 @@ def _on_ray(
     except ImportError:
         raise ImportError("engine='ray' needs ray: pip install mpcore[scale]") from None
     if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    task = ray.remote(num_cpus=1)(fit_one)
+        ray.init(address=address, log_to_driver=False)
+    task = ray.remote(num_cpus=1, max_retries=3)(fit_one)
     waiting = iter(names)
     running: dict[Any, str] = {}
     limit = max(threads, 2 * int(ray.cluster_resources().get("CPU", 1)))

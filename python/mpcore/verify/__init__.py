@@ -13,6 +13,7 @@ from mpcore.records import Manifest, VerifyReport
 from mpcore.verify.arithmetic import check_budget, check_certificate, check_evaluation, check_plan
 from mpcore.verify.arrays import check_masks, check_weights
 from mpcore.verify.audit import Audit
+from mpcore.verify.checkpoint import check_checkpoint
 from mpcore.verify.files import check_files
 
 
@@ -23,7 +24,8 @@ def verify(folder: str | os.PathLike[str]) -> VerifyReport:
     agree between budget, plan and manifest; certificate, intervals and densities recomputed.
 
     Args:
-        folder: what ``mpcore.prune(..., out=folder)`` or ``mpcore.distill`` left.
+        folder: what ``mpcore.prune(..., out=folder)``, ``mpcore.distill`` or ``mpcore.prune_checkpoint`` left. Of the
+            last, files are read block by block: memory does not grow with them.
 
     Returns:
         ``ok`` is true if nothing was found. A missing, unfinished or corrupt file is a problem in the list, not an
@@ -37,13 +39,15 @@ def verify(folder: str | os.PathLike[str]) -> VerifyReport:
         raise FileNotFoundError(f"{root}: no such run folder")
     audit = Audit(root)
     manifest = audit.record(Manifest, "manifest.json", missing="the run is unfinished; the same command resumes it")
-    if manifest is not None:
+    if manifest is not None and "checkpoint" in manifest.source:
+        check_checkpoint(audit, manifest)
+    elif manifest is not None:
         check_files(audit, manifest)
         masks = check_masks(audit, manifest)
         for name in ("model.safetensors", "student.safetensors", "dense.safetensors"):
             check_weights(audit, name, masks if name != "dense.safetensors" else {})
         check_budget(audit, manifest)
-        check_plan(audit, manifest, masks)
+        check_plan(audit, manifest, {name: (int(mask.sum()), mask.shape) for name, mask in masks.items()})
         check_certificate(audit, manifest, "certificate.json", "model.safetensors")
         check_certificate(audit, manifest, "certificate-student.json", "student.safetensors")
         check_evaluation(audit)

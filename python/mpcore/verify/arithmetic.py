@@ -39,8 +39,11 @@ def check_budget(audit: Audit, manifest: Manifest) -> None:
         audit.expect(_close(budget.density, density), f"budget.json: density {budget.density:g} is not {density:g}")
 
 
-def check_plan(audit: Audit, manifest: Manifest, masks: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Planned layers are the manifest's, count what their masks keep, and every order is a permutation."""
+def check_plan(audit: Audit, manifest: Manifest, counted: Mapping[str, tuple[int, tuple[int, ...]]]) -> None:
+    """Planned layers are the manifest's, count what their masks keep, and every order is a permutation.
+
+    ``counted``: layer -> weights its mask keeps, and the mask's shape.
+    """
     plan = audit.record(MaskPlan, "plan.json", missing="without it the masks cannot be compared")
     if plan is None:
         return
@@ -57,11 +60,11 @@ def check_plan(audit: Audit, manifest: Manifest, masks: Mapping[str, np.ndarray[
         )
         for error in (layer.relative_error, layer.mask_only_error):
             audit.expect(error >= 0, f"plan.json: an output error is {error}", layer=name)
-        if name in masks:
-            kept = int(np.count_nonzero(masks[name]))
+        if name in counted:
+            kept, shape = counted[name]
             audit.expect(layer.kept == kept, f"plan.json says {layer.kept} weights stay, the mask {kept}", layer=name)
-            same = tuple(layer.shape) == masks[name].shape
-            audit.expect(same, f"plan.json says shape {layer.shape}, the mask has {masks[name].shape}", layer=name)
+            same = tuple(layer.shape) == shape
+            audit.expect(same, f"plan.json says shape {layer.shape}, the mask has {shape}", layer=name)
     for group in plan.groups:
         _check_order(audit, group)
 

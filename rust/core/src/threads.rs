@@ -1,18 +1,55 @@
 //! A thread pool of a chosen size; results never depend on it.
 
+use std::sync::{Mutex, OnceLock, PoisonError};
+
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::{Error, Result};
 
 const MOST_THREADS: usize = 1024;
 
-/// Run `work` on a pool of `threads` threads; `None` uses rayon's global pool.
+/// Note the process that loads the library, so that a child of fork knows itself as one.
+pub fn remember_process() {
+    HOME.get_or_init(std::process::id);
+}
+
+/// Whether this process is a child of fork, which has none of its parent's threads; rayon's global pool would wait for
+/// them for ever.
+pub(crate) fn is_forked() -> bool {
+    *HOME.get_or_init(std::process::id) != std::process::id()
+}
+
+static HOME: OnceLock<u32> = OnceLock::new();
+
+/// The pool that stands in for rayon's global one in a child of fork; made at its first use, and never ended.
+fn pool_of_child() -> Option<&'static ThreadPool> {
+    static CHILD: Mutex<Option<(u32, &'static ThreadPool)>> = Mutex::new(None);
+    if !is_forked() {
+        return None;
+    }
+    let (mut kept, own) = (
+        CHILD.lock().unwrap_or_else(PoisonError::into_inner),
+        std::process::id(),
+    );
+    if kept.is_none_or(|(process, _)| process != own) {
+        let pool = ThreadPoolBuilder::new()
+            .build()
+            .expect("the operating system refused to start a thread");
+        *kept = Some((own, Box::leak(Box::new(pool))));
+    }
+    kept.map(|(_, pool)| pool)
+}
+
+/// Run `work` on a pool of `threads` threads; `None` uses rayon's global pool, or in a child of fork one like it.
 ///
 /// # Panics
 /// If the operating system refuses to start threads.
 pub fn with_threads<T: Send>(threads: Option<usize>, work: impl FnOnce() -> T + Send) -> T {
     match threads {
-        None => work(),
+        None => match pool_of_child() {
+            None => work(),
+            Some(pool) => pool.install(work),
+        },
         Some(count) => ThreadPoolBuilder::new()
             .num_threads(count.max(1))
             .build()

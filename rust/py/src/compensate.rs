@@ -2,6 +2,7 @@
 
 use mpcore_core::compensate::{self, Layer, Workers};
 use mpcore_core::nm::Pattern;
+use mpcore_core::threads::with_threads;
 use numpy::{
     Element, IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArray2, PyUntypedArrayMethods,
 };
@@ -135,8 +136,10 @@ fn run<T: Send>(
     work: impl FnOnce(&Workers) -> mpcore_core::Result<T> + Send,
 ) -> PyResult<T> {
     py.detach(|| {
-        let stop = || Python::attach(|py| py.check_signals().is_err());
-        work(&Workers::new(threads, &stop)?)
+        with_threads(None, || {
+            let stop = || Python::attach(|py| py.check_signals().is_err());
+            work(&Workers::new(threads, &stop)?)
+        })
     })
     .map_err(|error| to_python(&error))
 }

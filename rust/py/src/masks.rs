@@ -2,6 +2,7 @@
 
 use mpcore_core::nm::quadratic::Target;
 use mpcore_core::nm::{Fibers, Pattern, check, quadratic, select, transposable};
+use mpcore_core::threads::with_threads;
 use numpy::{
     Element, IntoPyArray, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray2, PyReadonlyArray3,
     PyUntypedArrayMethods,
@@ -54,7 +55,9 @@ fn top_n<'py, T: select::Score + Element>(
     let values = score.as_slice()?;
     let mask = py
         .detach(|| {
-            Pattern::new(keep, group).and_then(|pattern| select::nm_mask(values, fibers, pattern))
+            with_threads(None, || {
+                select::nm_mask(values, fibers, Pattern::new(keep, group)?)
+            })
         })
         .map_err(|error| to_python(&error))?;
     mask.into_pyarray(py).reshape(shape)
@@ -190,7 +193,9 @@ fn search<'py, T: select::Score + Element>(
     let values = matrix.as_slice()?;
     let mask = py
         .detach(|| {
-            Pattern::new(keep, group).and_then(|pattern| rule.find(values, shape[1], pattern))
+            with_threads(None, || {
+                rule.find(values, shape[1], Pattern::new(keep, group)?)
+            })
         })
         .map_err(|error| to_python(&error))?;
     mask.into_pyarray(py).reshape(shape)

@@ -2,6 +2,7 @@
 
 use mpcore_core::nm::{Pattern, select::Score};
 use mpcore_core::permute::search::{Ceiling, Found, Settings, optimize};
+use mpcore_core::threads::with_threads;
 use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
@@ -75,8 +76,10 @@ fn search<T: Score + Element>(
     let values = score.as_slice()?;
     // Ctrl-C ends the search; the exception is dropped, because the best order so far is the answer.
     py.detach(|| {
-        Pattern::new(keep, group)
-            .and_then(|pattern| optimize(values, columns, pattern, settings, &interrupted))
+        with_threads(None, || {
+            let pattern = Pattern::new(keep, group)?;
+            optimize(values, columns, pattern, settings, &interrupted)
+        })
     })
     .map_err(|error| to_python(&error))
 }

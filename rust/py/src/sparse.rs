@@ -2,9 +2,8 @@
 
 use mpcore_core::nm::Pattern;
 use mpcore_core::nm::pack;
-use mpcore_core::sparse::{
-    Activation, Field, Input, Layer, Order, Output, Team, Weights, remember_process,
-};
+use mpcore_core::sparse::{Activation, Field, Input, Layer, Order, Output, Team, Weights};
+use mpcore_core::threads::remember_process;
 use mpcore_core::vector::Level;
 use numpy::{
     IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArrayDyn,

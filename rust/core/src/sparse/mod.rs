@@ -16,7 +16,7 @@ pub use activation::Activation;
 pub use field::{Field, Input, Order};
 pub use layer::Layer;
 pub use output::Output;
-pub use team::{Team, remember_process};
+pub use team::Team;
 pub use weights::Weights;
 
 #[cfg(test)]

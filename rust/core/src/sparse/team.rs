@@ -11,6 +11,8 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::threads::is_forked;
+
 /// How many threads to use, and whose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Team {
@@ -67,17 +69,6 @@ impl Team {
             });
         }
     }
-}
-
-/// Note the process that loads the library: in a child of fork every product then runs on the calling thread.
-pub fn remember_process() {
-    HOME.get_or_init(std::process::id);
-}
-
-static HOME: OnceLock<u32> = OnceLock::new();
-
-fn is_forked() -> bool {
-    *HOME.get_or_init(std::process::id) != std::process::id()
 }
 
 /// `void GOMP_parallel(void (*body)(void *), void *data, unsigned threads, unsigned flags)`; LLVM's and Intel's runtimes

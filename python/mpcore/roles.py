@@ -1,0 +1,31 @@
+"""What a weight is for, told from its name alone."""
+
+from __future__ import annotations
+
+HEADS = frozenset(
+    {"head", "heads", "head_dist", "fc", "_fc", "classifier", "last_linear", "lm_head", "logits", "score", "embed_out"}
+)
+"""A layer with one of these as a part of its name gives the answer of the network."""
+EMBEDDINGS = frozenset({"wte", "wpe", "shared", "relative_attention_bias"})
+"""A weight with one of these as a part of its name, or with "embed" in a part, is a table, not a matrix to apply."""
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+"""A layer of this name chooses experts; it is small, and its argmax is brittle."""
+
+
+def role_by_name(layer: str) -> str:
+    """``"head"``, ``"embedding"``, ``"router"``, ``"attention"``, ``"mlp"`` or ``"linear"``.
+
+    Example:
+        >>> [role_by_name(name) for name in ("model.embed_tokens", "lm_head", "h.0.self_attn.q_proj", "h.0.mlp.gate")]
+        ['embedding', 'head', 'attention', 'router']
+    """
+    parts = layer.split(".")
+    if not EMBEDDINGS.isdisjoint(parts) or any("embed" in part and part not in HEADS for part in parts):
+        return "embedding"
+    if not HEADS.isdisjoint(parts) or layer == "output":
+        return "head"
+    if parts[-1] in ROUTERS:
+        return "router"
+    if "attn" in layer or "attention" in layer:
+        return "attention"
+    return "mlp" if any(word in layer for word in ("mlp", ".fc", "ffn", "feed_forward", "expert")) else "linear"
