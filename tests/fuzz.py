@@ -252,11 +252,11 @@ def laws(x: float, gamma: float, sigma_sq: float) -> None:
     density, below = attempt(good, mp.pdf, x, gamma, sigma_sq), attempt(good, mp.cdf, x, gamma, sigma_sq)
     attempt(False, mp.ppf, x, gamma, sigma_sq)
     sample = attempt(False, mp.spike_to_sample, x, gamma, sigma_sq)
-    if good:  # at gamma = 1 the density has a pole at 0, which the trapezoid of the slow twin meets in its first step
+    if good:  # at gamma = 1 the density has a pole at 0
         assert x == 0 or math.isclose(
             density, float(reference.mp_pdf(np.array(x), gamma, sigma_sq)), rel_tol=1e-6, abs_tol=1e-9
         )
-        assert abs(below - reference.mp_cdf(x, gamma, sigma_sq, 2001)) < 1e-3
+        assert abs(below - reference.mp_cdf(x, gamma, sigma_sq, 2001)) < 1e-4
         if sample is not None and 1e-3 < x < 1e3:
             assert math.isclose(sample, reference.spike_to_sample(x, gamma, sigma_sq), rel_tol=1e-9)
 
