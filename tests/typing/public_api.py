@@ -104,6 +104,7 @@ def pruning(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]], 
     checked = mpcore.verify(folder)
     assert_type(checked, VerifyReport)
     assert_type(checked.problems, tuple[Problem, ...])
+    assert_type(mpcore.prune_checkpoint("model.safetensors.index.json", "2:4", out="streamed"), Path)
     print(render(folder).name)
     return run
 
