@@ -179,14 +179,14 @@ struct Panel<T> {
 
 impl<T: Real> Panel<T> {
     fn new(a: &Symmetric<T>, block: Range<usize>) -> Self {
-        let rows = block
-            .clone()
-            .flat_map(|row| &a.row(row)[block.end - row..])
-            .copied()
-            .collect();
+        let length = a.n - block.end;
+        let mut rows = Vec::with_capacity(block.len() * length);
+        for row in block.clone() {
+            rows.extend_from_slice(&a.row(row)[block.end - row..]);
+        }
         Self {
             rows,
-            length: a.n - block.end,
+            length,
             scales: Vec::new(),
         }
     }

@@ -281,10 +281,10 @@ impl<T: Real, const B: usize> Window<'_, T, B> {
             *line = plus::<T, B, FUSED>(line, -h.vector[i], &y);
             products[i] = lanes_of_dot::<T, B, FUSED>(line, &next.vector);
         }
-        let parts = products.map(|lanes| -next.scale * total(lanes));
         for i in 1..B {
+            let part = -next.scale * total(products[i]);
             let line = self.block(row + i, row + B);
-            *line = plus::<T, B, FUSED>(line, parts[i], &next.vector);
+            *line = plus::<T, B, FUSED>(line, part, &next.vector);
         }
         *h = next;
     }

@@ -42,6 +42,15 @@ pub fn singular_values<T: Real>(
     (rows, columns): (usize, usize),
     precision: Precision,
 ) -> Result<Vec<f64>> {
+    // Hundreds of short parallel steps: from outside the pool each would cost two switches of threads.
+    rayon::scope(|_| on_the_pool(w, (rows, columns), precision))
+}
+
+fn on_the_pool<T: Real>(
+    w: &[T],
+    (rows, columns): (usize, usize),
+    precision: Precision,
+) -> Result<Vec<f64>> {
     let largest = largest_magnitude(w, columns)?;
     if largest == 0.0 {
         return Ok(vec![0.0; rows.min(columns)]);
