@@ -218,9 +218,13 @@ def _second_opinion(matrix: _Matrix, sides: str, ask: dict[str, Any]) -> _Second
         rows, columns = _native.sinkhorn(matrix.kept, sides, ask["threads"])
     except ConvergenceError as error:
         return _Second(None, math.nan, None, [f"no second opinion: {error}"])
-    dtype = matrix.kept.dtype
+    stored = matrix.kept.dtype
+    # A row of a few subnormal numbers has a deviation that float32 takes for zero.
+    normal = min(rows.min(), columns.min()) >= np.finfo(stored).tiny
+    dtype = stored if normal else np.dtype(np.float64)
     white = matrix.kept / rows.astype(dtype)[:, None]
     white /= columns.astype(dtype)
+    white = white.astype(stored, copy=False)
     values = all_values(white, bulk=True, threads=ask["threads"])
     found = _native.find_edge(values, matrix.n, model="auto", bema=None, profile=None, **ask)
     return _Second(found["n_spikes"], found["sigma_sq"], (rows, columns), [])
