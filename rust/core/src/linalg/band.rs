@@ -1,242 +1,148 @@
 //! A symmetric matrix to a band, by products of blocks: the first stage of its eigenvalues.
 //!
-//! Tiles are fixed and each is computed by one task, so bits do not depend on threads.
-
-use std::ops::Range;
-
-use rayon::prelude::*;
+//! The order of all sums is fixed, so bits do not depend on threads.
 
 use crate::linalg::chase::Band;
-use crate::linalg::dense::{self, Real, Rectangle};
+use crate::linalg::dense::Real;
+use crate::linalg::side::{self, Job, SIDE};
+use crate::linalg::symmetric::{Change, Symmetric};
+use crate::vector::register::Lanes;
 use crate::vector::{FusedKernel, multiply_add, widest_fused};
 
-/// Rows of the strips that the half matrix is kept in; a multiple of every band width.
-pub(crate) const STRIP: usize = 64;
-
-/// The upper half of a symmetric (n x n) matrix: strip i holds rows i `STRIP` and on, from the diagonal tile (both its
-/// halves) to the last column, row-major.
-pub(crate) struct Symmetric<T> {
-    n: usize,
-    strips: Vec<Vec<T>>,
+/// Orthogonally similar band.
+///
+/// Panel by panel: the rows beside a diagonal block are made triangular by reflectors Q = I - V U V', and the rest S becomes
+/// Q' S Q = S - V X' - X V', X = S V U - V (U' V' S V U) / 2 (C. Bischof, B. Lang, X. Sun, "A framework for symmetric band
+/// reduction", 2000). The change by one panel and the product with the next are one pass over S.
+pub(crate) fn reduce<T: Real + Lanes>(mut s: Symmetric<T>) -> Band<T> {
+    let mut band = Band::new(s.n());
+    let mut change: Option<Change<T>> = None;
+    for first in (0..s.n()).step_by(SIDE) {
+        let rest = first + SIDE;
+        if let Some(change) = &change {
+            s.change(first..rest, change);
+        }
+        let mut panel = Panel::new(&s, first);
+        let scales = panel.factor();
+        for row in first..rest.min(s.n()) {
+            band.set(row, &s.row(row)[..rest - row], panel.triangle(row - first));
+        }
+        if rest < s.n() {
+            let v = panel.into_vectors(s.padded());
+            let u = kernel(&v, &scales);
+            let y = times(&v, &u);
+            let mut x = s.change_and_multiply(rest, change.as_ref(), &y);
+            let half = -T::one() / (T::one() + T::one());
+            let inner: Vec<T> = inner(&y, &x).into_iter().map(|v| v * half).collect();
+            side::run(
+                &v,
+                SIDE,
+                Job::Dots {
+                    x: &inner,
+                    products: &mut x,
+                },
+            );
+            change = Some(Change::new(v, x));
+        }
+    }
+    band
 }
 
-impl<T: Real> Symmetric<T> {
-    /// From its strips.
-    pub(crate) fn new(n: usize, strips: Vec<Vec<T>>) -> Self {
-        debug_assert!(strips.len() == n.div_ceil(STRIP));
-        Self { n, strips }
-    }
-
-    /// Rows of a strip.
-    fn rows(&self, strip: usize) -> Range<usize> {
-        strip * STRIP..self.n.min((strip + 1) * STRIP)
-    }
-
-    /// Where the entry (row, column) of a strip lies, and the distance of its rows.
-    fn place(&self, strip: usize, row: usize, column: usize) -> (usize, usize) {
-        let first = strip * STRIP;
-        let stride = self.n - first;
-        ((row - first) * stride + column - first, stride)
-    }
-
-    /// A rectangle of the stored half.
-    fn part(&self, strip: usize, rows: Range<usize>, columns: Range<usize>) -> Rectangle<'_, T> {
-        let (start, stride) = self.place(strip, rows.start, columns.start);
-        let size = (rows.len(), columns.len());
-        Rectangle::new(&self.strips[strip][start..], stride, size)
-    }
-
-    fn row(&self, row: usize) -> &[T] {
-        let (start, stride) = self.place(row / STRIP, row, row);
-        &self.strips[row / STRIP][start..][..stride - row % STRIP]
-    }
-
-    /// Orthogonally similar band of half width `B`.
-    ///
-    /// Panel by panel: the columns beside a diagonal block of `B` are made triangular by reflectors Q = I - V U V', and
-    /// the rest S becomes Q' S Q = S - V X' - X V', X = S V U - V (U' V' S V U) / 2 (C. Bischof, B. Lang, X. Sun, "A
-    /// framework for symmetric band reduction", 2000).
-    pub(crate) fn into_band<const B: usize>(mut self) -> Band<T, B> {
-        const { assert!(STRIP.is_multiple_of(B)) };
-        let mut band = Band::new(self.n);
-        let mut first = 0;
-        while first < self.n {
-            let rest = (first + B).min(self.n);
-            let mut panel = Panel::new(&self, first..rest);
-            panel.factor();
-            for row in first..rest {
-                let inside = &self.row(row)[..rest - row];
-                band.set(row, inside, &panel.triangle(row - first));
-            }
-            if panel.reflectors() > 0 {
-                self.reflect(rest, &panel);
-            }
-            first = rest;
-        }
-        band
-    }
-
-    /// Q' S Q for the square S from row `first` on.
-    fn reflect(&mut self, first: usize, panel: &Panel<T>) {
-        fn whole<T: Real>(data: &[T], length: usize) -> Rectangle<'_, T> {
-            Rectangle::new(data, length, (data.len() / length, length))
-        }
-        let (k, length) = (panel.reflectors(), panel.length);
-        let v = panel.vectors();
-        let u = panel.kernel(&v);
-        let mut y = vec![T::default(); k * length];
-        let turned = Rectangle::new(&u, k, (k, k)).turned();
-        dense::multiply((&mut y, length), T::one(), turned, whole(&v, length), true);
-        let mut x = self.times(first, &y, k);
-        let mut inner = vec![T::default(); k * k];
-        dense::multiply(
-            (&mut inner, k),
-            T::one(),
-            whole(&y, length),
-            whole(&x, length).turned(),
-            true,
-        );
-        let half = -T::one() / (T::one() + T::one());
-        let inner = Rectangle::new(&inner, k, (k, k)).turned();
-        dense::multiply((&mut x, length), half, inner, whole(&v, length), false);
-        self.update(
-            first,
-            &[v.as_slice(), &x].concat(),
-            &[x.as_slice(), &v].concat(),
-        );
-    }
-
-    /// Y S for the square S from row `first` on; `y` is (k x length).
-    fn times(&self, first: usize, y: &[T], k: usize) -> Vec<T> {
-        let (n, length) = (self.n, self.n - first);
-        let columns = |range: Range<usize>| {
-            Rectangle::new(&y[range.start - first..], length, (k, range.len()))
-        };
-        let strips = first / STRIP..self.strips.len();
-        let tiles: Vec<(usize, Vec<T>)> = strips
-            .clone()
-            .into_par_iter()
-            .with_max_len(1)
-            .map(|strip| {
-                let own = self.rows(strip).start.max(first)..self.rows(strip).end;
-                let width = own.len();
-                let mut tile = vec![T::default(); k * width];
-                let mut add = |a, b| dense::multiply((&mut tile, width), T::one(), a, b, false);
-                for above in strips.start..=strip {
-                    let rows = self.rows(above).start.max(first)..self.rows(above).end;
-                    add(columns(rows.clone()), self.part(above, rows, own.clone()));
-                }
-                if own.end < n {
-                    let right = own.end..n;
-                    add(
-                        columns(right.clone()),
-                        self.part(strip, own.clone(), right).turned(),
-                    );
-                }
-                (own.start - first, tile)
-            })
-            .collect();
-        let mut product = vec![T::default(); k * length];
-        for (start, tile) in tiles {
-            let width = tile.len() / k;
-            for (row, values) in tile.chunks_exact(width).enumerate() {
-                product[row * length + start..][..width].copy_from_slice(values);
-            }
-        }
-        product
-    }
-
-    /// S -= L' R for the square S from row `first` on; `left` and `right` are (2k x length).
-    fn update(&mut self, first: usize, left: &[T], right: &[T]) {
-        let (n, length) = (self.n, self.n - first);
-        let k = left.len() / length;
-        let strips = first / STRIP;
-        let places: Vec<_> = (strips..self.strips.len())
-            .map(|strip| {
-                let own = self.rows(strip).start.max(first)..self.rows(strip).end;
-                (self.place(strip, own.start, own.start), own)
-            })
-            .collect();
-        self.strips[strips..]
-            .par_iter_mut()
-            .zip(places)
-            .with_max_len(1)
-            .for_each(|(strip, ((start, stride), own))| {
-                let from = own.start - first;
-                let left = Rectangle::new(&left[from..], length, (k, own.len())).turned();
-                let right = Rectangle::new(&right[from..], length, (k, n - own.start));
-                dense::multiply((&mut strip[start..], stride), -T::one(), left, right, false);
-            });
-    }
+/// A (length x 16) times B (16 x 16).
+fn times<T: Real + Lanes>(a: &[T], b: &[T]) -> Vec<T> {
+    let mut products = vec![T::default(); a.len()];
+    let products_in = &mut products;
+    side::run(
+        a,
+        SIDE,
+        Job::Dots {
+            x: b,
+            products: products_in,
+        },
+    );
+    products
 }
 
-/// The rows beside a diagonal block, (block x length) row-major, and the reflectors that make them triangular.
+/// A' B for (length x 16) matrices.
+fn inner<T: Real + Lanes>(a: &[T], b: &[T]) -> Vec<T> {
+    let mut sums = vec![T::default(); SIDE * SIDE];
+    side::run(
+        a,
+        SIDE,
+        Job::Spread {
+            x: b,
+            sums: &mut sums,
+        },
+    );
+    sums
+}
+
+/// The upper triangular (16 x 16) matrix U of Q = I - V U V'.
+fn kernel<T: Real + Lanes>(vectors: &[T], scales: &[T]) -> Vec<T> {
+    let products = inner(vectors, vectors);
+    let mut u = vec![T::default(); SIDE * SIDE];
+    for (column, scale) in scales.iter().enumerate() {
+        for row in 0..column {
+            let sum = (row..column)
+                .map(|i| u[row * SIDE + i] * products[i * SIDE + column])
+                .fold(T::zero(), |sum, value| sum + value);
+            u[row * SIDE + column] = -*scale * sum;
+        }
+        u[column * SIDE + column] = *scale;
+    }
+    u
+}
+
+/// The 16 rows beside a diagonal block, row-major, and the reflectors that make them triangular.
 struct Panel<T> {
     rows: Vec<T>,
     length: usize,
-    scales: Vec<T>,
 }
 
 impl<T: Real> Panel<T> {
-    fn new(a: &Symmetric<T>, block: Range<usize>) -> Self {
-        let length = a.n - block.end;
-        let mut rows = Vec::with_capacity(block.len() * length);
-        for row in block.clone() {
-            rows.extend_from_slice(&a.row(row)[block.end - row..]);
+    fn new(s: &Symmetric<T>, first: usize) -> Self
+    where
+        T: Lanes,
+    {
+        let length = s.padded() - first - SIDE;
+        let mut rows = Vec::with_capacity(SIDE * length);
+        for row in first..first + SIDE {
+            rows.extend_from_slice(&s.row(row)[first + SIDE - row..]);
         }
-        Self {
-            rows,
-            length,
-            scales: Vec::new(),
-        }
+        Self { rows, length }
     }
 
-    fn reflectors(&self) -> usize {
-        self.scales.len()
-    }
-
-    fn factor(&mut self) {
-        if self.length > 0 {
-            self.scales = widest_fused(Factor {
-                rows: &mut self.rows,
-                length: self.length,
-            });
+    /// The reflectors' scales; their vectors take the place of what they remove.
+    fn factor(&mut self) -> Vec<T> {
+        if self.length == 0 {
+            return Vec::new();
         }
+        widest_fused(Factor {
+            rows: &mut self.rows,
+            length: self.length,
+        })
     }
 
     /// The triangular part of a row.
-    fn triangle(&self, row: usize) -> Vec<T> {
+    fn triangle(&self, row: usize) -> &[T] {
         let size = (row + 1).min(self.length);
-        self.rows[row * self.length..][..size].to_vec()
+        &self.rows[row * self.length..][..size]
     }
 
-    /// The reflectors' vectors, (k x length): zeros, a one, and what was stored.
-    fn vectors(&self) -> Vec<T> {
-        let mut vectors = self.rows[..self.reflectors() * self.length].to_vec();
-        for (index, vector) in vectors.chunks_exact_mut(self.length).enumerate() {
-            vector[..index].fill(T::default());
-            vector[index] = T::one();
+    /// The reflectors' vectors, (padded x 16): zeros, a one, and what was stored.
+    fn into_vectors(mut self, padded: usize) -> Vec<T> {
+        for (index, row) in self.rows.chunks_exact_mut(self.length).enumerate() {
+            row[..index].fill(T::default());
+            row[index] = T::one();
+        }
+        let mut vectors = vec![T::default(); padded * SIDE];
+        let side = vectors[(padded - self.length) * SIDE..].chunks_exact_mut(SIDE);
+        for (column, values) in side.enumerate() {
+            for (lane, value) in values.iter_mut().enumerate() {
+                *value = self.rows[lane * self.length + column];
+            }
         }
         vectors
-    }
-
-    /// The upper triangular (k x k) matrix U of Q = I - V U V'.
-    fn kernel(&self, vectors: &[T]) -> Vec<T> {
-        let k = self.reflectors();
-        let v = Rectangle::new(vectors, self.length, (k, self.length));
-        let mut products = vec![T::default(); k * k];
-        dense::multiply((&mut products, k), T::one(), v, v.turned(), true);
-        let mut u = vec![T::default(); k * k];
-        for (column, scale) in self.scales.iter().enumerate() {
-            for row in 0..column {
-                let sum = (row..column)
-                    .map(|i| u[row * k + i] * products[i * k + column])
-                    .fold(T::zero(), |sum, value| sum + value);
-                u[row * k + column] = -*scale * sum;
-            }
-            u[column * k + column] = *scale;
-        }
-        u
     }
 }
 

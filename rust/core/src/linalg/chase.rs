@@ -20,8 +20,11 @@ use rayon::prelude::*;
 
 use crate::linalg::band::Turn;
 use crate::linalg::dense::Real;
+use crate::linalg::side::SIDE;
 use crate::vector::{FusedKernel, multiply_add, widest_fused};
 
+/// Half width of the band: with 32 the chase takes 1.4 times as long, and the first stage no less.
+const B: usize = SIDE;
 /// Values that are added up together.
 const LANES: usize = 16;
 /// Sweeps of a group, and steps of a piece.
@@ -31,12 +34,12 @@ const GROUP: usize = 8;
 ///
 /// Row c takes [`Self::STRIDE`] values: the entries from (c, c - B) to (c, c + 2 B - 1). The lower half only serves the
 /// diagonal blocks, which are read by rows. `B` rows of zeros below the last one make all blocks equal.
-pub(crate) struct Band<T, const B: usize> {
+pub(crate) struct Band<T> {
     n: usize,
     entries: Vec<T>,
 }
 
-impl<T: Real, const B: usize> Band<T, B> {
+impl<T: Real> Band<T> {
     const STRIDE: usize = 3 * B;
 
     pub(crate) fn new(n: usize) -> Self {
@@ -57,10 +60,10 @@ impl<T: Real, const B: usize> Band<T, B> {
     /// Diagonal and off-diagonal of an orthogonally similar tridiagonal matrix.
     pub(crate) fn into_tridiagonal(mut self) -> (Vec<f64>, Vec<f64>) {
         let sweeps = self.n.saturating_sub(2);
-        let mut groups: Vec<Group<T, B>> = (0..sweeps.div_ceil(GROUP))
+        let mut groups: Vec<Group<T>> = (0..sweeps.div_ceil(GROUP))
             .map(|g| Group::new(g * GROUP, sweeps.min((g + 1) * GROUP), self.n))
             .collect();
-        let pieces = |group: &Group<T, B>| group.pieces();
+        let pieces = |group: &Group<T>| group.pieces();
         let waves = groups
             .iter()
             .enumerate()
@@ -83,7 +86,7 @@ impl<T: Real, const B: usize> Band<T, B> {
     }
 
     /// One piece of every group: the first takes its piece `piece`, each one after it the second one before.
-    fn wave(&mut self, groups: &mut [Group<T, B>], piece: usize) {
+    fn wave(&mut self, groups: &mut [Group<T>], piece: usize) {
         let mut rest = self.entries.as_mut_slice();
         let mut taken = 0;
         let mut tasks = Vec::with_capacity(groups.len());
@@ -98,7 +101,7 @@ impl<T: Real, const B: usize> Band<T, B> {
             tasks.push((group, piece, own, rows.start));
         }
         let n = self.n;
-        let work = |(group, piece, rows, first): (&mut Group<T, B>, usize, &mut [T], usize)| {
+        let work = |(group, piece, rows, first): (&mut Group<T>, usize, &mut [T], usize)| {
             widest_fused(Walk {
                 group,
                 piece,
@@ -114,19 +117,19 @@ impl<T: Real, const B: usize> Band<T, B> {
 }
 
 /// Sweeps that walk together, with the reflector that each carries.
-struct Group<T, const B: usize> {
+struct Group<T> {
     first: usize,
-    reflectors: Vec<Reflector<T, B>>,
+    reflectors: Vec<Reflector<T>>,
     steps: usize,
 }
 
 #[derive(Clone)]
-struct Reflector<T, const B: usize> {
+struct Reflector<T> {
     vector: [T; B],
     scale: T,
 }
 
-impl<T: Real, const B: usize> Group<T, B> {
+impl<T: Real> Group<T> {
     fn new(first: usize, end: usize, n: usize) -> Self {
         let none = Reflector {
             vector: [T::zero(); B],
@@ -169,13 +172,13 @@ impl<T: Real, const B: usize> Group<T, B> {
     }
 }
 
-struct Walk<'a, T, const B: usize> {
-    group: &'a mut Group<T, B>,
+struct Walk<'a, T> {
+    group: &'a mut Group<T>,
     piece: usize,
-    window: Window<'a, T, B>,
+    window: Window<'a, T>,
 }
 
-impl<T: Real, const B: usize> FusedKernel for Walk<'_, T, B> {
+impl<T: Real> FusedKernel for Walk<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -195,17 +198,17 @@ impl<T: Real, const B: usize> FusedKernel for Walk<'_, T, B> {
 }
 
 /// Some rows of the band.
-struct Window<'a, T, const B: usize> {
+struct Window<'a, T> {
     rows: &'a mut [T],
     first: usize,
     n: usize,
 }
 
-impl<T: Real, const B: usize> Window<'_, T, B> {
+impl<T: Real> Window<'_, T> {
     /// Where an entry lies.
     #[inline(always)]
     fn place(&self, row: usize, column: usize) -> usize {
-        (row - self.first) * Band::<T, B>::STRIDE + B + column - row
+        (row - self.first) * Band::<T>::STRIDE + B + column - row
     }
 
     /// The row's entries in the columns from `column` on.
@@ -219,14 +222,14 @@ impl<T: Real, const B: usize> Window<'_, T, B> {
 
     /// Make row `sweep` tridiagonal; the reflector is carried on.
     #[inline(always)]
-    fn start<const FUSED: bool>(&mut self, sweep: usize, carried: &mut Reflector<T, B>) {
-        *carried = take::<T, B, FUSED>(self.block(sweep, sweep + 1));
+    fn start<const FUSED: bool>(&mut self, sweep: usize, carried: &mut Reflector<T>) {
+        *carried = take::<T, FUSED>(self.block(sweep, sweep + 1));
     }
 
     /// Apply the reflector to its rows from both sides, then to the block on their right, and make the first row of
     /// what comes out of that block short again by the next reflector.
     #[inline(always)]
-    fn step<const FUSED: bool>(&mut self, row: usize, carried: &mut Reflector<T, B>) {
+    fn step<const FUSED: bool>(&mut self, row: usize, carried: &mut Reflector<T>) {
         self.diagonal::<FUSED>(row, carried);
         if row + B < self.n {
             self.beside::<FUSED>(row, carried);
@@ -235,56 +238,56 @@ impl<T: Real, const B: usize> Window<'_, T, B> {
 
     /// S -= w v' + v w', w = scale (S v - scale (v' S v) v / 2), in both halves.
     #[inline(always)]
-    fn diagonal<const FUSED: bool>(&mut self, row: usize, h: &Reflector<T, B>) {
+    fn diagonal<const FUSED: bool>(&mut self, row: usize, h: &Reflector<T>) {
         // The sweep before left the last row's lower half as it was.
         let last = self.place(row + B - 1, row);
         let (above, line) = self.rows.split_at_mut(last);
-        let column = above[last - (B - 1) * (Band::<T, B>::STRIDE - 1) + B - 1..].iter();
+        let column = above[last - (B - 1) * (Band::<T>::STRIDE - 1) + B - 1..].iter();
         for (to, from) in line[..B - 1]
             .iter_mut()
-            .zip(column.step_by(Band::<T, B>::STRIDE - 1))
+            .zip(column.step_by(Band::<T>::STRIDE - 1))
         {
             *to = *from;
         }
         let mut w = [T::zero(); B];
         for i in 0..B {
-            w = plus::<T, B, FUSED>(&w, h.vector[i], self.block(row + i, row));
+            w = plus::<T, FUSED>(&w, h.vector[i], self.block(row + i, row));
         }
         for value in &mut w {
             *value *= h.scale;
         }
         let half = h.scale / (T::one() + T::one());
-        let along = -half * dot::<T, B, FUSED>(&w, &h.vector);
-        w = plus::<T, B, FUSED>(&w, along, &h.vector);
+        let along = -half * dot::<T, FUSED>(&w, &h.vector);
+        w = plus::<T, FUSED>(&w, along, &h.vector);
         for i in 0..B {
             let line = self.block(row + i, row);
-            let once = plus::<T, B, FUSED>(line, -w[i], &h.vector);
-            *line = plus::<T, B, FUSED>(&once, -h.vector[i], &w);
+            let once = plus::<T, FUSED>(line, -w[i], &h.vector);
+            *line = plus::<T, FUSED>(&once, -h.vector[i], &w);
         }
     }
 
     #[inline(always)]
-    fn beside<const FUSED: bool>(&mut self, row: usize, h: &mut Reflector<T, B>) {
+    fn beside<const FUSED: bool>(&mut self, row: usize, h: &mut Reflector<T>) {
         let mut y = [T::zero(); B];
         for i in 0..B {
-            y = plus::<T, B, FUSED>(&y, h.vector[i], self.block(row + i, row + B));
+            y = plus::<T, FUSED>(&y, h.vector[i], self.block(row + i, row + B));
         }
         for value in &mut y {
             *value *= h.scale;
         }
         let line = self.block(row, row + B);
-        *line = plus::<T, B, FUSED>(line, -h.vector[0], &y);
-        let next = take::<T, B, FUSED>(line);
+        *line = plus::<T, FUSED>(line, -h.vector[0], &y);
+        let next = take::<T, FUSED>(line);
         let mut products = [[T::zero(); LANES]; B];
         for i in 1..B {
             let line = self.block(row + i, row + B);
-            *line = plus::<T, B, FUSED>(line, -h.vector[i], &y);
-            products[i] = lanes_of_dot::<T, B, FUSED>(line, &next.vector);
+            *line = plus::<T, FUSED>(line, -h.vector[i], &y);
+            products[i] = lanes_of_dot::<T, FUSED>(line, &next.vector);
         }
         for i in 1..B {
             let part = -next.scale * total(products[i]);
             let line = self.block(row + i, row + B);
-            *line = plus::<T, B, FUSED>(line, part, &next.vector);
+            *line = plus::<T, FUSED>(line, part, &next.vector);
         }
         *h = next;
     }
@@ -294,9 +297,9 @@ impl<T: Real, const B: usize> Window<'_, T, B> {
 ///
 /// Whole rows throughout: loops over all but the first entry are turned into vector code of odd widths.
 #[inline(always)]
-fn take<T: Real, const B: usize, const FUSED: bool>(row: &mut [T; B]) -> Reflector<T, B> {
+fn take<T: Real, const FUSED: bool>(row: &mut [T; B]) -> Reflector<T> {
     let first = std::mem::replace(&mut row[0], T::zero());
-    let turn = Turn::new(first, dot::<T, B, FUSED>(row, row));
+    let turn = Turn::new(first, dot::<T, FUSED>(row, row));
     let mut vector = row.map(|value| value * turn.factor);
     vector[0] = T::one();
     *row = [T::zero(); B];
@@ -309,21 +312,17 @@ fn take<T: Real, const B: usize, const FUSED: bool>(row: &mut [T; B]) -> Reflect
 
 /// line + factor x
 #[inline(always)]
-fn plus<T: Real, const B: usize, const FUSED: bool>(
-    line: &[T; B],
-    factor: T,
-    x: &[T; B],
-) -> [T; B] {
+fn plus<T: Real, const FUSED: bool>(line: &[T; B], factor: T, x: &[T; B]) -> [T; B] {
     std::array::from_fn(|k| multiply_add::<T, FUSED>(factor, x[k], line[k]))
 }
 
 #[inline(always)]
-fn dot<T: Real, const B: usize, const FUSED: bool>(a: &[T; B], b: &[T; B]) -> T {
-    total(lanes_of_dot::<T, B, FUSED>(a, b))
+fn dot<T: Real, const FUSED: bool>(a: &[T; B], b: &[T; B]) -> T {
+    total(lanes_of_dot::<T, FUSED>(a, b))
 }
 
 #[inline(always)]
-fn lanes_of_dot<T: Real, const B: usize, const FUSED: bool>(a: &[T; B], b: &[T; B]) -> [T; LANES] {
+fn lanes_of_dot<T: Real, const FUSED: bool>(a: &[T; B], b: &[T; B]) -> [T; LANES] {
     let mut sums = [T::zero(); LANES];
     for start in (0..B).step_by(LANES) {
         for k in 0..LANES {

@@ -88,61 +88,6 @@ pub fn subtract_product<T: Real>(
     );
 }
 
-/// A rectangle inside a row-major slice, as it is or turned.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rectangle<'a, T> {
-    data: &'a [T],
-    stride: usize,
-    rows: usize,
-    columns: usize,
-    turned: bool,
-}
-
-impl<'a, T: Real> Rectangle<'a, T> {
-    /// (rows x columns) from the start of `data`, whose rows are `stride` apart.
-    pub(crate) fn new(data: &'a [T], stride: usize, (rows, columns): (usize, usize)) -> Self {
-        Self {
-            data,
-            stride,
-            rows,
-            columns,
-            turned: false,
-        }
-    }
-
-    /// Its transpose.
-    pub(crate) fn turned(mut self) -> Self {
-        self.turned = !self.turned;
-        self
-    }
-
-    fn view(self) -> MatRef<'a, T> {
-        let view = MatRef::from_row_major_slice_with_stride(
-            self.data,
-            self.rows,
-            self.columns,
-            self.stride,
-        );
-        if self.turned { view.transpose() } else { view }
-    }
-}
-
-/// C = beta C + factor A B, beta being 1 or (`replace`) 0; the rows of C are `stride` apart.
-pub(crate) fn multiply<T: Real>(
-    (c, stride): (&mut [T], usize),
-    factor: T,
-    a: Rectangle<'_, T>,
-    b: Rectangle<'_, T>,
-    replace: bool,
-) {
-    let (a, b) = (a.view(), b.view());
-    // The transposed view, because faer 0.24.4's from_row_major_slice_with_stride_mut swaps the two strides.
-    let c = MatMut::from_column_major_slice_with_stride_mut(c, b.ncols(), a.nrows(), stride)
-        .transpose_mut();
-    let mode = if replace { Accum::Replace } else { Accum::Add };
-    faer::linalg::matmul::matmul(c, mode, a, b, factor, Par::Seq);
-}
-
 /// Replace the lower triangle of a symmetric (n x n) matrix by its Cholesky factor L, A = L L'; the rest is zeroed.
 ///
 /// # Errors

@@ -9,27 +9,29 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::linalg::band::{STRIP, Symmetric};
 use num_traits::ToPrimitive;
 
 use crate::linalg::dense::Real;
-use crate::linalg::values::Scaled;
+use crate::linalg::symmetric::{STRIP, Symmetric};
+use crate::linalg::values::{PowerOfTwo, Scaled};
 use crate::vector::register::{Lanes, MOST_LANES, Register};
 use crate::vector::{Kernel, Level, level, widest};
 
-/// Rows and columns of the Gram matrix that one task computes; a multiple of [`STRIP`] and of every panel's height.
+/// Rows and columns of the Gram matrix that one task computes; a multiple of every panel's height and of [`STRIP`].
 const TILE: usize = 192;
 /// Columns that are multiplied before the sums move on: 256 rounding errors of float32 at most pile up. One panel of so
 /// many columns fits the first cache.
 const DEPTH: usize = 256;
 /// Bytes of packed columns: a buffer that is filled again and again, because fresh pages cost more than what they hold.
-const PACKED: usize = 4 << 20;
-/// Columns that are packed row by row.
+const PACKED: usize = 1 << 20;
+/// Columns that are turned at a time.
 const TURN: usize = 64;
+/// Most rows of a panel.
+const MOST_HEIGHT: usize = 3 * MOST_LANES;
 
 impl<T: Real> Scaled<'_, T> {
     /// Products in `P`, sums over blocks of columns in float64, the matrix in `S`.
-    pub(super) fn gram<P: Lanes + Real, S: Real>(&self) -> Symmetric<S> {
+    pub(super) fn gram<P: Lanes + Real, S: Lanes + Real>(&self) -> Symmetric<S> {
         match level() {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => self.gram_in::<P::Avx512, 8, 3, S>(),
@@ -40,14 +42,17 @@ impl<T: Real> Scaled<'_, T> {
     }
 
     /// `M` rows times `V` registers are summed at a time.
-    fn gram_in<R, const M: usize, const V: usize, S: Real>(&self) -> Symmetric<S>
+    fn gram_in<R, const M: usize, const V: usize, S: Lanes + Real>(&self) -> Symmetric<S>
     where
         R: Register,
         R::Item: Lanes + Real,
     {
         let height = V * R::LANES;
         assert!(
-            TILE.is_multiple_of(height) && TILE.is_multiple_of(STRIP) && height.is_multiple_of(M)
+            TILE.is_multiple_of(height)
+                && TILE.is_multiple_of(STRIP)
+                && height.is_multiple_of(M)
+                && height <= MOST_HEIGHT
         );
         let bands = self.short().div_ceil(TILE);
         let padded = |band: usize| TILE.min(self.short().next_multiple_of(height) - band * TILE);
@@ -75,61 +80,106 @@ impl<T: Real> Scaled<'_, T> {
             });
         }
         tiles.sort_by_key(|tile| (tile.i, tile.j));
-        let strips = (0..self.short().div_ceil(STRIP))
-            .into_par_iter()
-            .map(|strip| self.strip(strip * STRIP, &tiles))
-            .collect();
-        Symmetric::new(self.short(), strips)
+        Symmetric::new(self.short(), |row, line| {
+            self.line(row, &tiles, line);
+        })
     }
 
-    /// Rows from `first` on, at most [`STRIP`] of them, from column `first` to the last.
-    fn strip<S: Real>(&self, first: usize, tiles: &[Tile]) -> Vec<S> {
+    /// Entries of a row from the first column of its strip on.
+    fn line<S: Real>(&self, row: usize, tiles: &[Tile], line: &mut Vec<S>) {
         let cast = |v: f64| S::from(v).unwrap_or_else(S::nan);
-        let (bands, band) = (self.short().div_ceil(TILE), first / TILE);
+        let (bands, band) = (self.short().div_ceil(TILE), row / TILE);
         // Tiles (i, j) with j >= i, row after row.
         let begin: usize = (0..band).map(|i| bands - i).sum();
         let (on_diagonal, others) = tiles[begin..begin + bands - band]
             .split_first()
             .expect("a band has a tile on the diagonal");
-        let rows = first..self.short().min(first + STRIP);
-        let mut strip = Vec::with_capacity(rows.len() * (self.short() - first));
-        for row in rows {
-            let end = self.short().min((band + 1) * TILE);
-            let inside = |column: usize| column - band * TILE;
-            strip.extend((first..end).map(|column| {
-                let (row, column) = (row.min(column), row.max(column));
-                cast(on_diagonal.row(inside(row))[inside(column)])
-            }));
-            for tile in others {
-                let width = TILE.min(self.short() - tile.j * TILE);
-                let line = &tile.row(inside(row))[..width];
-                strip.extend(line.iter().map(|v| cast(*v)));
-            }
+        let end = self.short().min((band + 1) * TILE);
+        let inside = |column: usize| column - band * TILE;
+        line.extend((row / STRIP * STRIP..end).map(|column| {
+            let (row, column) = (row.min(column), row.max(column));
+            cast(on_diagonal.row(inside(row))[inside(column)])
+        }));
+        for tile in others {
+            let width = TILE.min(self.short() - tile.j * TILE);
+            line.extend(tile.row(inside(row))[..width].iter().map(|v| cast(*v)));
         }
-        strip
     }
 
     /// At most `height` rows of the shorter side from `first` on, column by column; the panel's other rows stay.
     fn pack<P: Real>(&self, first: usize, height: usize, depth: Range<usize>, panel: &mut [P]) {
-        let cast = |v: T| P::from(self.scaled(v)).unwrap_or_else(P::nan);
         let rows = height.min(self.short() - first);
-        if self.rows <= self.columns {
-            for (part, start) in panel.chunks_mut(TURN * height).zip(depth.step_by(TURN)) {
-                for row in 0..rows {
-                    let line = &self.w[(first + row) * self.columns + start..];
-                    for (column, value) in part.chunks_exact_mut(height).zip(line) {
-                        column[row] = cast(*value);
-                    }
-                }
-            }
+        let from = if self.rows <= self.columns {
+            &self.w[first * self.columns + depth.start..]
         } else {
-            for (column, k) in panel.chunks_exact_mut(height).zip(depth) {
-                let line = &self.w[k * self.columns + first..][..rows];
-                for (value, w) in column.iter_mut().zip(line) {
-                    *value = cast(*w);
+            &self.w[depth.start * self.columns + first..]
+        };
+        widest(Packing {
+            from,
+            stride: self.columns,
+            turned: self.rows <= self.columns,
+            rows,
+            height,
+            factor: self.factor,
+            panel,
+        });
+    }
+}
+
+/// `rows` values for every `height` of a panel, from lines that are `stride` apart: one line for each, or, `turned`, one line
+/// for each of the rows.
+struct Packing<'a, T, P> {
+    from: &'a [T],
+    stride: usize,
+    turned: bool,
+    rows: usize,
+    height: usize,
+    factor: PowerOfTwo,
+    panel: &'a mut [P],
+}
+
+impl<T: Real, P: Real> Kernel for Packing<'_, T, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self {
+            from,
+            stride,
+            rows,
+            height,
+            factor,
+            ..
+        } = self;
+        if !self.turned {
+            let lines = from.chunks(stride);
+            for (values, line) in self.panel.chunks_exact_mut(height).zip(lines) {
+                scaled(&mut values[..rows], line, factor);
+            }
+            return;
+        }
+        let mut block = [[P::default(); TURN]; MOST_HEIGHT];
+        let parts = self.panel.chunks_mut(TURN * height);
+        for (part, start) in parts.zip((0..).step_by(TURN)) {
+            let width = part.len() / height;
+            for (line, row) in block[..rows].iter_mut().zip(0..) {
+                scaled(&mut line[..width], &from[row * stride + start..], factor);
+            }
+            for (k, values) in part.chunks_exact_mut(height).enumerate() {
+                for (value, line) in values[..rows].iter_mut().zip(&block) {
+                    *value = line[k];
                 }
             }
         }
+    }
+}
+
+/// Entries times the factor.
+#[inline(always)]
+fn scaled<T: Real, P: Real>(values: &mut [P], line: &[T], factor: PowerOfTwo) {
+    for (value, entry) in values.iter_mut().zip(line) {
+        let wide = factor.times(entry.to_f64().unwrap_or(f64::NAN));
+        *value = P::from(wide).unwrap_or_else(P::nan);
     }
 }
 

@@ -9,6 +9,8 @@ pub(crate) mod orthogonal;
 pub(crate) mod pass;
 pub(crate) mod reduce;
 pub mod rsvd;
+pub(crate) mod side;
 pub mod survey;
+pub(crate) mod symmetric;
 pub mod tridiagonal;
 pub mod values;

@@ -7,7 +7,7 @@
 #![expect(clippy::needless_range_loop, reason = "lanes go by number")]
 
 use crate::linalg::dense::Real;
-use crate::linalg::values::PowerOfTwo;
+use crate::linalg::values::{PowerOfTwo, scale};
 use crate::vector::{Kernel, widest};
 
 const LANES: usize = 16;
@@ -71,6 +71,15 @@ impl Moments {
         }
     }
 
+    /// Of the values times 2^`power`, as far as nothing overflows.
+    pub(crate) fn scaled(self, power: i32) -> Self {
+        Self {
+            count: self.count,
+            second: scale(self.second, 2 * power),
+            fourth: scale(self.fourth, 4 * power),
+        }
+    }
+
     /// Excess kurtosis; 0 where there is nothing to measure.
     pub(crate) fn excess(self) -> f64 {
         if self.second > 0.0 {
@@ -78,6 +87,44 @@ impl Moments {
         } else {
             0.0
         }
+    }
+}
+
+/// Largest magnitude (`None` if an entry is NaN or infinite) and the moments of all entries.
+pub(crate) fn size<T: Real>(block: &[T]) -> (Option<f64>, Moments) {
+    widest(Both(block))
+}
+
+struct Both<'a, T>(&'a [T]);
+
+impl<T: Real> Kernel for Both<'_, T> {
+    type Output = (Option<f64>, Moments);
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let mut top = [T::zero(); LANES];
+        let (mut second, mut fourth) = ([0.0; LANES], [0.0; LANES]);
+        each_lane(self.0, |lane, value| {
+            let magnitude = value.abs();
+            top[lane] = if magnitude > top[lane] {
+                magnitude
+            } else {
+                top[lane]
+            };
+            let wide = value.to_f64().unwrap_or(f64::NAN);
+            let square = wide * wide;
+            second[lane] += square;
+            fourth[lane] += square * square;
+        });
+        let moments = Moments {
+            count: self.0.len() as f64,
+            second: second.iter().sum(),
+            fourth: fourth.iter().sum(),
+        };
+        // An entry that is not finite makes no finite sum; a sum may overflow without one.
+        let finite = moments.fourth.is_finite() || self.0.iter().all(|v| v.is_finite());
+        let largest = finite.then(|| top.iter().filter_map(T::to_f64).fold(0.0, f64::max));
+        (largest, moments)
     }
 }
 

@@ -4,8 +4,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::linalg::dense::Real;
-use crate::linalg::reduce;
-use crate::linalg::values::{PowerOfTwo, exponent, largest_magnitude};
+use crate::linalg::values::{self, PowerOfTwo, Size, exponent, first_not_finite};
 use crate::vector::{Kernel, widest};
 
 /// Rows (`true` where an entry is not zero) and columns of a row-major matrix of `columns` columns.
@@ -14,14 +13,16 @@ use crate::vector::{Kernel, widest};
 /// [`crate::Error::NotFinite`] at the first NaN or infinity.
 pub fn nonzero_lines<T: Real>(w: &[T], columns: usize) -> Result<(Vec<bool>, Vec<bool>)> {
     const BLOCK: usize = 16;
-    largest_magnitude(w, columns)?;
-    let blocks: Vec<(Vec<bool>, Vec<bool>)> = w
+    let blocks: Vec<Option<(Vec<bool>, Vec<bool>)>> = w
         .par_chunks(BLOCK * columns)
         .map(|lines| widest(Lines { lines, columns }))
         .collect();
+    if let Some(block) = blocks.iter().position(Option::is_none) {
+        return Err(first_not_finite(w, columns, block * BLOCK * columns));
+    }
     let mut kept = vec![false; columns];
     let mut rows = Vec::new();
-    for (block_rows, block_kept) in blocks {
+    for (block_rows, block_kept) in blocks.into_iter().flatten() {
         rows.extend(block_rows);
         for (all, one) in kept.iter_mut().zip(block_kept) {
             *all |= one;
@@ -30,14 +31,14 @@ pub fn nonzero_lines<T: Real>(w: &[T], columns: usize) -> Result<(Vec<bool>, Vec
     Ok((rows, kept))
 }
 
-/// Which rows and columns of a few rows hold an entry other than zero.
+/// Which rows and columns of a few rows hold an entry other than zero; `None` if one is NaN or infinite.
 struct Lines<'a, T> {
     lines: &'a [T],
     columns: usize,
 }
 
 impl<T: Real> Kernel for Lines<'_, T> {
-    type Output = (Vec<bool>, Vec<bool>);
+    type Output = Option<(Vec<bool>, Vec<bool>)>;
 
     #[expect(
         clippy::inline_always,
@@ -47,16 +48,18 @@ impl<T: Real> Kernel for Lines<'_, T> {
     fn run(self) -> Self::Output {
         let mut kept = vec![false; self.columns];
         let mut rows = Vec::with_capacity(self.lines.len() / self.columns);
+        let mut finite = true;
         for line in self.lines.chunks_exact(self.columns) {
             let mut any = false;
             for (value, kept) in line.iter().zip(&mut kept) {
                 let some = *value != T::zero();
                 any |= some;
                 *kept |= some;
+                finite &= value.abs() <= T::max_value();
             }
             rows.push(any);
         }
-        (rows, kept)
+        finite.then_some((rows, kept))
     }
 }
 
@@ -76,25 +79,18 @@ pub struct Kurtosis {
 /// # Errors
 /// [`crate::Error::NotFinite`] at the first NaN or infinity.
 pub fn kurtosis<T: Real>(w: &[T], columns: usize, deviation: Option<f64>) -> Result<Kurtosis> {
-    let largest = largest_magnitude(w, columns)?;
+    let Size {
+        largest,
+        moments: all,
+    } = values::size(w, columns)?;
     let power = if largest > 0.0 { -exponent(largest) } else { 0 };
     let factor = PowerOfTwo::new(power);
-    let sums = |limit: f64| {
-        let blocks: Vec<reduce::Moments> = w
-            .par_chunks(1 << 14)
-            .map(|block| reduce::moments(block, factor, limit))
-            .collect();
-        blocks
-            .into_iter()
-            .fold(reduce::Moments::default(), reduce::Moments::plus)
-    };
-    let all = sums(f64::INFINITY);
     let deviation = deviation.map_or_else(|| (all.second / all.count).sqrt(), |d| factor.times(d));
     let limit = 10.0 * deviation;
     let noise = if factor.times(largest) <= limit {
         all
     } else {
-        sums(limit)
+        values::moments(w, factor, limit)
     };
     Ok(Kurtosis {
         all: all.excess(),

@@ -16,17 +16,18 @@ use crate::vector::{FusedKernel, multiply_add, widest_fused};
 
 /// Eigenvalues, ascending, of the symmetric tridiagonal matrix with this diagonal and off-diagonal.
 ///
-/// Absolute error a few eps times the largest.
+/// `bits` of the largest are sought: absolute error 2^-`bits` times the largest (magnitude), or a few eps for 53 and more.
 ///
 /// # Example
 /// ```
-/// let values = mpcore_core::linalg::tridiagonal::eigenvalues(&[2.0, 2.0], &[1.0]);
+/// let values = mpcore_core::linalg::tridiagonal::eigenvalues(&[2.0, 2.0], &[1.0], 53);
 /// assert!((values[0] - 1.0).abs() < 1e-15 && (values[1] - 3.0).abs() < 1e-15);
 /// ```
 #[must_use]
-pub fn eigenvalues(diagonal: &[f64], beside: &[f64]) -> Vec<f64> {
+pub fn eigenvalues(diagonal: &[f64], beside: &[f64], bits: u32) -> Vec<f64> {
     let n = diagonal.len();
-    Tridiagonal::new(diagonal, beside).map_or_else(|| vec![0.0; n], |matrix| matrix.bisect(0..n))
+    Tridiagonal::new(diagonal, beside)
+        .map_or_else(|| vec![0.0; n], |matrix| matrix.bisect(0..n, bits))
 }
 
 /// Singular values, descending, of the upper bidiagonal matrix with this diagonal and superdiagonal.
@@ -41,8 +42,10 @@ pub fn singular_values(diagonal: &[f64], above: &[f64]) -> Vec<f64> {
         beside.push(*value);
         beside.extend(above.get(i));
     }
-    let mut values = Tridiagonal::new(&vec![0.0; 2 * n], &beside)
-        .map_or_else(|| vec![0.0; n], |matrix| matrix.bisect(n..2 * n));
+    let mut values = Tridiagonal::new(&vec![0.0; 2 * n], &beside).map_or_else(
+        || vec![0.0; n],
+        |matrix| matrix.bisect(n..2 * n, f64::MANTISSA_DIGITS),
+    );
     values.reverse();
     values.iter().map(|v| v.max(0.0)).collect()
 }
@@ -87,8 +90,8 @@ impl Tridiagonal {
         })
     }
 
-    /// The eigenvalues with these ranks from below.
-    fn bisect(&self, wanted: Range<usize>) -> Vec<f64> {
+    /// The eigenvalues with these ranks from below, to 2^-`bits`.
+    fn bisect(&self, wanted: Range<usize>, bits: u32) -> Vec<f64> {
         // The counts at the points of a grid over [-1, 1] leave one cell for each value.
         let cells = wanted.len().next_power_of_two().max(LANES);
         let width = 2.0 / cells as f64;
@@ -100,7 +103,7 @@ impl Tridiagonal {
             })
             .collect();
         let cell = |rank: usize| counts.partition_point(|count| *count <= rank as u64) - 1;
-        let halvings = f64::MANTISSA_DIGITS - cells.ilog2();
+        let halvings = bits.min(f64::MANTISSA_DIGITS).saturating_sub(cells.ilog2());
         let unscale = PowerOfTwo::new(self.exponent);
         let ranks: Vec<usize> = wanted.collect();
         ranks
@@ -217,7 +220,7 @@ mod tests {
     #[test]
     fn the_second_difference_matrix_has_its_textbook_eigenvalues() {
         let n = 200;
-        let values = eigenvalues(&vec![2.0; n], &vec![-1.0; n - 1]);
+        let values = eigenvalues(&vec![2.0; n], &vec![-1.0; n - 1], 53);
         let exact: Vec<f64> = (1..=n)
             .map(|k| {
                 4.0 * (std::f64::consts::PI * k as f64 / (2.0 * (n + 1) as f64))
@@ -231,16 +234,16 @@ mod tests {
     #[test]
     fn wilkinsons_pairs_are_told_apart() {
         let diagonal: Vec<f64> = (-10..=10).map(|i: i32| f64::from(i.abs())).collect();
-        let values = eigenvalues(&diagonal, &[1.0; 20]);
+        let values = eigenvalues(&diagonal, &[1.0; 20], 53);
         assert!((values[20] - 10.746_194_182_903_39).abs() < 1e-14);
         assert!((values[19] - 10.746_194_182_903_32).abs() < 1e-14);
     }
 
     #[test]
     fn a_zero_matrix_and_a_single_entry_are_their_own_answer() {
-        assert_eq!(eigenvalues(&[0.0; 5], &[0.0; 4]), vec![0.0; 5]);
-        assert!((eigenvalues(&[-3.0], &[])[0] + 3.0).abs() < 1e-15);
-        assert!(eigenvalues(&[], &[]).is_empty());
+        assert_eq!(eigenvalues(&[0.0; 5], &[0.0; 4], 53), vec![0.0; 5]);
+        assert!((eigenvalues(&[-3.0], &[], 53)[0] + 3.0).abs() < 1e-15);
+        assert!(eigenvalues(&[], &[], 53).is_empty());
     }
 
     #[test]
@@ -252,7 +255,7 @@ mod tests {
             .collect();
         let diagonal: Vec<f64> = (0..n).map(|i| [1.0, 1.0, -1.0, 0.0][i % 4]).collect();
         let difference = largest_difference(
-            &eigenvalues(&diagonal, &beside),
+            &eigenvalues(&diagonal, &beside, 53),
             &by_rotations(&diagonal, &beside),
         );
         assert!(difference < 1e-14, "{difference:e}");
@@ -261,7 +264,7 @@ mod tests {
     #[test]
     fn bits_do_not_depend_on_threads() {
         let diagonal: Vec<f64> = (0..100).map(|i| f64::from(i * 37 % 11)).collect();
-        let run = |threads| with_threads(Some(threads), || eigenvalues(&diagonal, &[0.7; 99]));
+        let run = |threads| with_threads(Some(threads), || eigenvalues(&diagonal, &[0.7; 99], 53));
         assert_eq!(run(1), run(3));
     }
 
@@ -270,9 +273,9 @@ mod tests {
         fn bisection_agrees_with_a_dense_route(pairs in prop::collection::vec((-3.0..3.0f64, prop_oneof![Just(0.0), -1e-8..1e-8f64, -2.0..2.0f64]), 1..40), power in -900..900i32) {
             let (d, e): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
             let slow = by_rotations(&d, &e[1..]);
-            prop_assert!(largest_difference(&eigenvalues(&d, &e[1..]), &slow) < 1e-13);
+            prop_assert!(largest_difference(&eigenvalues(&d, &e[1..], 53), &slow) < 1e-13);
             let scaled = |values: &[f64]| values.iter().map(|v| PowerOfTwo::new(power).times(*v)).collect::<Vec<_>>();
-            prop_assert_eq!(eigenvalues(&scaled(&d), &scaled(&e[1..])), scaled(&eigenvalues(&d, &e[1..])));
+            prop_assert_eq!(eigenvalues(&scaled(&d), &scaled(&e[1..]), 53), scaled(&eigenvalues(&d, &e[1..], 53)));
         }
 
         #[test]
@@ -282,7 +285,7 @@ mod tests {
             let beside: Vec<f64> = (1..n).map(|i| d[i - 1] * e[i - 1]).collect();
             let mut squares: Vec<f64> = singular_values(&d, &e[..n - 1]).iter().map(|v| v * v).collect();
             squares.reverse();
-            prop_assert!(largest_difference(&squares, &eigenvalues(&diagonal, &beside)) < 1e-13);
+            prop_assert!(largest_difference(&squares, &eigenvalues(&diagonal, &beside, 53)) < 1e-13);
         }
     }
 }

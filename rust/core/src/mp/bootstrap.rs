@@ -22,7 +22,7 @@ pub fn null_squares(p: usize, n: usize, seed: u64, draw: u64) -> Vec<f64> {
         .map(|i| on[i] + if i > 0 { beside[i - 1] } else { 0.0 })
         .collect();
     let off: Vec<f64> = (1..p).map(|i| (on[i - 1] * beside[i - 1]).sqrt()).collect();
-    tridiagonal::eigenvalues(&diagonal, &off)
+    tridiagonal::eigenvalues(&diagonal, &off, 40)
         .into_iter()
         .map(|v| v.max(0.0))
         .collect()

@@ -1,0 +1,353 @@
+//! The upper half of a symmetric matrix, changed and multiplied in one pass over it.
+
+#![expect(
+    clippy::inline_always,
+    reason = "takes on the caller's instruction set"
+)]
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::linalg::dense::Real;
+use crate::linalg::side::{SIDE, dots, spread};
+use crate::vector::register::{Lanes, Register};
+use crate::vector::{Kernel, Level, level, widest};
+
+/// Rows of the strips that the half matrix is kept in; a multiple of [`BLOCK`].
+pub(crate) const STRIP: usize = 64;
+/// Columns that a change is packed by; the matrix is padded with zeros to a multiple of it.
+const BLOCK: usize = 32;
+/// Rows that are changed and multiplied while they are in the first cache, and how many of their columns.
+const ROWS: usize = 8;
+const COLUMNS: usize = 512;
+/// Most tasks of a pass. Each has sums of its own, and those cost memory and time.
+const TASKS: usize = 16;
+
+/// The upper half of a symmetric (n x n) matrix, padded with zeros: strip i holds rows i `STRIP` and on, from the
+/// diagonal tile (both its halves) to the last column, row-major.
+pub(crate) struct Symmetric<T> {
+    n: usize,
+    strips: Vec<Vec<T>>,
+    /// Working space of a pass.
+    sums: Vec<Vec<T>>,
+}
+
+impl<T: Real + Lanes> Symmetric<T> {
+    /// The matrix whose row i has the entries `upper(i)` from column i / `STRIP` * `STRIP` on.
+    pub(crate) fn new(n: usize, upper: impl Fn(usize, &mut Vec<T>) + Sync) -> Self {
+        let strips = (0..n.next_multiple_of(BLOCK))
+            .step_by(STRIP)
+            .collect::<Vec<_>>();
+        let strips = strips
+            .into_par_iter()
+            .map(|first| {
+                let width = n.next_multiple_of(BLOCK) - first;
+                let height = STRIP.min(width);
+                let mut strip = Vec::with_capacity(height * width);
+                for row in first..n.min(first + height) {
+                    upper(row, &mut strip);
+                    strip.resize((row + 1 - first) * width, T::default());
+                }
+                strip.resize(height * width, T::default());
+                strip
+            })
+            .collect();
+        Self {
+            n,
+            strips,
+            sums: Vec::new(),
+        }
+    }
+
+    /// Rows and columns, without the padding.
+    pub(crate) fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Rows and columns with it.
+    pub(crate) fn padded(&self) -> usize {
+        self.n.next_multiple_of(BLOCK)
+    }
+
+    /// A row from its diagonal entry on.
+    pub(crate) fn row(&self, row: usize) -> &[T] {
+        let (strip, inside) = (row / STRIP, row % STRIP);
+        let stride = self.padded() - strip * STRIP;
+        &self.strips[strip][inside * stride + inside..][..stride - inside]
+    }
+
+    /// Take the change into some rows of one strip.
+    pub(crate) fn change(&mut self, rows: Range<usize>, change: &Change<T>) {
+        let part = Part {
+            strip: &mut self.strips[rows.start / STRIP],
+            columns: rows.start / STRIP * STRIP..self.n.next_multiple_of(BLOCK),
+            rows,
+        };
+        part.run(Some(change), None);
+    }
+
+    /// Take the change into the rows from `first` on and multiply the square S that they make with Y: the last rows of
+    /// the returned (padded x 16) matrix are S Y from those of `y`.
+    pub(crate) fn change_and_multiply(
+        &mut self,
+        first: usize,
+        change: Option<&Change<T>>,
+        y: &[T],
+    ) -> Vec<T> {
+        let padded = self.padded();
+        let groups = groups(first, padded);
+        self.sums.resize_with(TASKS.max(groups.len()), Vec::new);
+        let mut strips = &mut self.strips[first / STRIP..];
+        let mut tasks = Vec::with_capacity(groups.len());
+        for (group, sums) in groups.iter().zip(&mut self.sums) {
+            let (own, after) = strips.split_at_mut(group.len().div_ceil(STRIP));
+            strips = after;
+            tasks.push((group, own, sums));
+        }
+        tasks
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|(group, own, sums)| {
+                sums.clear();
+                sums.resize((padded - group.start) * SIDE, T::default());
+                for (start, strip) in group.clone().step_by(STRIP).zip(own) {
+                    let part = Part {
+                        strip,
+                        columns: start..padded,
+                        rows: start.max(first)..padded.min(start + STRIP),
+                    };
+                    let sums = &mut sums[(start - group.start) * SIDE..];
+                    part.run(change, Some((&y[start * SIDE..], sums)));
+                }
+            });
+        let mut product = vec![T::default(); padded * SIDE];
+        for (group, sums) in groups.iter().zip(&self.sums) {
+            for (total, sum) in product[group.start * SIDE..].iter_mut().zip(sums) {
+                *total += *sum;
+            }
+        }
+        product
+    }
+}
+
+/// Rows of the tasks from row `first` on, whole strips of about the same area; they depend on the matrix alone.
+fn groups(first: usize, padded: usize) -> Vec<Range<usize>> {
+    let start = first / STRIP * STRIP;
+    let area = |row: usize| padded - row;
+    let fair = (start..padded).step_by(STRIP).map(area).sum::<usize>() / TASKS;
+    let mut groups = Vec::with_capacity(TASKS);
+    let (mut begin, mut held) = (start, 0);
+    for row in (start..padded).step_by(STRIP) {
+        held += area(row);
+        if held >= fair || row + STRIP >= padded {
+            let end = padded.min(row + STRIP);
+            groups.push(begin..end);
+            (begin, held) = (end, 0);
+        }
+    }
+    groups
+}
+
+/// V X' + X V' for V and X of 16 columns, to be taken from a symmetric matrix.
+pub(crate) struct Change<T> {
+    /// (padded x 16) each.
+    v: Vec<T>,
+    x: Vec<T>,
+    /// For every [`BLOCK`] of columns the rows of -X' and of -V', (32 x BLOCK).
+    packed: Vec<T>,
+}
+
+impl<T: Real + Lanes> Change<T> {
+    /// V and X are (padded x 16).
+    pub(crate) fn new(v: Vec<T>, x: Vec<T>) -> Self {
+        let mut packed = vec![T::default(); 2 * v.len()];
+        let blocks = packed.chunks_exact_mut(2 * SIDE * BLOCK);
+        let sources = x
+            .chunks_exact(BLOCK * SIDE)
+            .zip(v.chunks_exact(BLOCK * SIDE));
+        for (block, (x, v)) in blocks.zip(sources) {
+            let (for_v, for_x) = block.split_at_mut(SIDE * BLOCK);
+            for (rows, from) in [(for_v, x), (for_x, v)] {
+                for (lane, row) in rows.chunks_exact_mut(BLOCK).enumerate() {
+                    for (value, from) in row.iter_mut().zip(from.chunks_exact(SIDE)) {
+                        *value = -from[lane];
+                    }
+                }
+            }
+        }
+        Self { v, x, packed }
+    }
+}
+
+/// Some rows of a strip, in eights, and the columns of the strip.
+struct Part<'a, T> {
+    strip: &'a mut [T],
+    columns: Range<usize>,
+    rows: Range<usize>,
+}
+
+/// Y from the first row of a strip on, and sums of S Y from there on.
+type Product<'a, T> = (&'a [T], &'a mut [T]);
+
+impl<'a, T: Real + Lanes> Part<'a, T> {
+    fn run(self, change: Option<&'a Change<T>>, product: Option<Product<'a, T>>) {
+        let part = self;
+        let single = size_of::<T>() == size_of::<f32>();
+        match (level(), single) {
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, true) => widest(Step::<T::Avx512, 8, 8, 2> {
+                part,
+                change,
+                product,
+            }),
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, false) => widest(Step::<T::Avx512, 8, 4, 4> {
+                part,
+                change,
+                product,
+            }),
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2, true) => widest(Step::<T::Avx2, 4, 4, 2> {
+                part,
+                change,
+                product,
+            }),
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2, false) => widest(Step::<T::Avx2, 2, 4, 2> {
+                part,
+                change,
+                product,
+            }),
+            _ => widest(Step::<T::Portable, 2, 2, 1> {
+                part,
+                change,
+                product,
+            }),
+        }
+    }
+}
+
+/// `D` rows are multiplied at a time; sums of `M` rows times `V` registers are changed.
+struct Step<'a, R: Register, const D: usize, const M: usize, const V: usize> {
+    part: Part<'a, R::Item>,
+    change: Option<&'a Change<R::Item>>,
+    product: Option<Product<'a, R::Item>>,
+}
+
+impl<R, const D: usize, const M: usize, const V: usize> Kernel for Step<'_, R, D, M, V>
+where
+    R: Register,
+    R::Item: Real,
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self {
+            part:
+                Part {
+                    strip,
+                    columns,
+                    rows,
+                },
+            change,
+            mut product,
+        } = self;
+        let stride = columns.len();
+        for row in rows.step_by(ROWS) {
+            let inside = row - columns.start;
+            let lines = &mut strip[inside * stride..][..ROWS * stride];
+            let mut own = [[R::Item::default(); SIDE]; ROWS];
+            let first = row / BLOCK * BLOCK;
+            for start in (first..columns.end).step_by(COLUMNS) {
+                let part = start - columns.start..columns.end.min(start + COLUMNS) - columns.start;
+                if let Some(change) = change {
+                    let packed = &change.packed[start * 2 * SIDE..];
+                    for (block, at) in packed
+                        .chunks_exact(2 * SIDE * BLOCK)
+                        .zip(part.clone().step_by(BLOCK))
+                    {
+                        for i in (0..ROWS).step_by(M) {
+                            let factors = (row + i) * SIDE..(row + i + M) * SIDE;
+                            for v in (0..BLOCK).step_by(V * R::LANES) {
+                                let factors =
+                                    [&change.v[factors.clone()], &change.x[factors.clone()]];
+                                let onto = &mut lines[i * stride + at + v..];
+                                add_products::<R, M, V>(factors, &block[v..], onto, stride);
+                            }
+                        }
+                    }
+                }
+                if let Some((y, sums)) = &mut product {
+                    let (from, right) = (part.start.max(inside), part.start.max(inside + ROWS));
+                    for (own, i) in own.chunks_exact_mut(D).zip((0..ROWS).step_by(D)) {
+                        let y_in = &y[from * SIDE..part.end * SIDE];
+                        dots::<R::Item, R, D>(
+                            &lines[i * stride + from..],
+                            stride,
+                            y_in,
+                            own.as_flattened_mut(),
+                        );
+                        let y_own = &y[(inside + i) * SIDE..];
+                        let sums = &mut sums[right * SIDE..part.end.max(right) * SIDE];
+                        spread::<R::Item, R, D>(&lines[i * stride + right..], stride, y_own, sums);
+                    }
+                }
+            }
+            if let Some((_, sums)) = &mut product {
+                let sums = &mut sums[inside * SIDE..][..ROWS * SIDE];
+                for (sum, value) in sums.iter_mut().zip(own.as_flattened()) {
+                    *sum += *value;
+                }
+            }
+        }
+    }
+}
+
+/// `M` rows of a matrix, `stride` apart, V registers wide, plus factors (M x 32) times rows of [`BLOCK`] values.
+#[inline(always)]
+fn add_products<R, const M: usize, const V: usize>(
+    factors: [&[R::Item]; 2],
+    rows: &[R::Item],
+    onto: &mut [R::Item],
+    stride: usize,
+) where
+    R: Register,
+    R::Item: Real,
+{
+    let width = V * R::LANES;
+    assert!(factors[0].len() == M * SIDE && factors[1].len() == M * SIDE);
+    assert!(rows.len() >= (2 * SIDE - 1) * BLOCK + width && onto.len() >= (M - 1) * stride + width);
+    #[expect(unsafe_code, reason = "sums stay in registers; asserted bounds")]
+    // SAFETY: the level in use names the instruction set of R. Values i * 16 + k of the factors are read for i < M and
+    // k < 16, `width` values from every BLOCK of the 32 rows, and `width` values of each of M rows of the matrix.
+    unsafe {
+        let onto = onto.as_mut_ptr();
+        let mut sums = [[R::splat(R::Item::default()); V]; M];
+        for (i, sums) in sums.iter_mut().enumerate() {
+            for (v, sum) in sums.iter_mut().enumerate() {
+                *sum = R::load(onto.add(i * stride + v * R::LANES));
+            }
+        }
+        let mut row = rows.as_ptr();
+        for factors in factors {
+            let factors = factors.as_ptr();
+            for k in 0..SIDE {
+                let line: [R; V] = std::array::from_fn(|v| R::load(row.add(v * R::LANES)));
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let factor = R::splat(*factors.add(i * SIDE + k));
+                    for v in 0..V {
+                        sums[v] = sums[v].plus_product(factor, line[v]);
+                    }
+                }
+                row = row.wrapping_add(BLOCK);
+            }
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                sum.store(onto.add(i * stride + v * R::LANES));
+            }
+        }
+    }
+}
