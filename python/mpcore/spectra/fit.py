@@ -83,7 +83,7 @@ def fit_edge(
     for name, value, least in (("k_max", k_max, 0), ("n_boot", n_boot, 0), ("seed", seed, 0), ("threads", threads, 1)):
         if value is not None:
             check_count(name, value, least)
-    matrix = _prepare(to_numpy(W, "W", ndim=2), threads)
+    matrix = _prepare(to_numpy(W, "W", ndim=2, finite=False), threads)
     rule = PAPER if paper else BEMA if bema else None
     ask = {"alpha": alpha, "k_max": k_max, "n_boot": n_boot, "seed": seed, "threads": threads}
     needs_all = rule is not None or model in ("free", "whitened") or n_boot > 0 or return_values

@@ -70,7 +70,7 @@ def svdvals(W: Any, *, threads: int | None = None) -> NDArray[np.float64]:
         >>> svdvals(np.diag([3.0, 4.0])).round(12).tolist()
         [4.0, 3.0]
     """
-    return all_values(native_matrix(to_numpy(W, "W", ndim=2)), bulk=False, threads=threads)
+    return all_values(native_matrix(to_numpy(W, "W", ndim=2, finite=False)), bulk=False, threads=threads)
 
 
 def svd(
@@ -112,7 +112,7 @@ def svd(
         >>> s.round(12).tolist(), info.converged
         ([4.0, 3.0], True)
     """
-    array = to_numpy(W, "W", ndim=2)
+    array = to_numpy(W, "W", ndim=2, finite=False)
     limit = min(array.shape)
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= limit:
         raise ValueError(f"k: {k!r} is not an integer between 1 and {limit}, the shorter side of {array.shape}")
