@@ -21,6 +21,7 @@ use rayon::prelude::*;
 use crate::linalg::band::Turn;
 use crate::linalg::dense::Real;
 use crate::linalg::side::SIDE;
+use crate::linalg::symmetric::LONG;
 use crate::vector::{FusedKernel, multiply_add, widest_fused};
 
 /// Half width of the band: with 32 the chase takes 1.4 times as long, and the first stage no less.
@@ -108,7 +109,7 @@ impl<T: Real> Band<T> {
                 window: Window { rows, first, n },
             });
         };
-        if tasks.len() == 1 {
+        if tasks.len() == 1 || n < LONG {
             tasks.into_iter().for_each(work);
         } else {
             tasks.into_par_iter().with_max_len(1).for_each(work);

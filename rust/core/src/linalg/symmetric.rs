@@ -21,6 +21,9 @@ const BLOCK: usize = 32;
 /// Rows that are changed and multiplied while they are in the first cache, and how many of their columns.
 const ROWS: usize = 8;
 const COLUMNS: usize = 512;
+/// From so many rows on a pass takes several threads. A shorter one is over before a second thread has come, and waits for it
+/// for milliseconds where other programs want the cores.
+pub(crate) const LONG: usize = 1024;
 /// Most tasks of a pass. Each has sums of its own, and those cost memory and time.
 const TASKS: usize = 16;
 
@@ -105,27 +108,45 @@ impl<T: Real + Lanes> Symmetric<T> {
             strips = after;
             tasks.push((group, own, sums));
         }
-        tasks
-            .into_par_iter()
-            .with_max_len(1)
-            .for_each(|(group, own, sums)| {
-                sums.clear();
-                sums.resize((padded - group.start) * SIDE, T::default());
-                for (start, strip) in group.clone().step_by(STRIP).zip(own) {
-                    let part = Part {
-                        strip,
-                        columns: start..padded,
-                        rows: start.max(first)..padded.min(start + STRIP),
-                    };
-                    let sums = &mut sums[(start - group.start) * SIDE..];
-                    part.run(change, Some((&y[start * SIDE..], sums)));
-                }
-            });
-        let mut product = vec![T::default(); padded * SIDE];
-        for (group, sums) in groups.iter().zip(&self.sums) {
-            for (total, sum) in product[group.start * SIDE..].iter_mut().zip(sums) {
-                *total += *sum;
+        let multiply = |(group, own, sums): (&Range<usize>, &mut [Vec<T>], &mut Vec<T>)| {
+            sums.clear();
+            sums.resize((padded - group.start) * SIDE, T::default());
+            for (start, strip) in group.clone().step_by(STRIP).zip(own) {
+                let part = Part {
+                    strip,
+                    columns: start..padded,
+                    rows: start.max(first)..padded.min(start + STRIP),
+                };
+                let sums = &mut sums[(start - group.start) * SIDE..];
+                part.run(change, Some((&y[start * SIDE..], sums)));
             }
+        };
+        let is_long = padded - first >= LONG;
+        if is_long {
+            tasks.into_par_iter().with_max_len(1).for_each(multiply);
+        } else {
+            tasks.into_iter().for_each(multiply);
+        }
+        let add = |(part, product): (usize, &mut [T])| {
+            let from = part * COLUMNS;
+            for (group, sums) in groups.iter().zip(&self.sums) {
+                let start = from.max(group.start);
+                let sums = &sums[((start - group.start) * SIDE).min(sums.len())..];
+                let skipped = ((start - from) * SIDE).min(product.len());
+                let product = &mut product[skipped..];
+                for (total, sum) in product.iter_mut().zip(sums) {
+                    *total += *sum;
+                }
+            }
+        };
+        let mut product = vec![T::default(); padded * SIDE];
+        if is_long {
+            product
+                .par_chunks_mut(COLUMNS * SIDE)
+                .enumerate()
+                .for_each(add);
+        } else {
+            product.chunks_mut(COLUMNS * SIDE).enumerate().for_each(add);
         }
         product
     }
