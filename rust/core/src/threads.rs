@@ -62,6 +62,9 @@ pub fn with_threads<T: Send>(threads: Option<usize>, work: impl FnOnce() -> T + 
 pub struct Threads(Option<ThreadPool>);
 
 impl Threads {
+    /// Rayon's global pool.
+    pub const ALL: Self = Self(None);
+
     /// `count` threads; `None` for rayon's global pool.
     ///
     /// # Errors
@@ -73,7 +76,11 @@ impl Threads {
     /// Run `work` on the pool and wait for it.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         match &self.0 {
-            None => rayon::scope(|_| work()), // on the global pool, so that loops inside need not enter it one by one
+            // On a pool, so that loops inside need not enter it one by one.
+            None => match pool_of_child() {
+                None => rayon::scope(|_| work()),
+                Some(pool) => pool.install(work),
+            },
             Some(pool) => pool.install(work),
         }
     }

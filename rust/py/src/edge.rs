@@ -12,7 +12,7 @@ use mpcore_core::mp::lanczos::{self, Outcome, Sketch};
 use mpcore_core::mp::law::Law;
 use mpcore_core::mp::report::{Report, Spike};
 use mpcore_core::mp::{spike, tracy_widom, whiten};
-use mpcore_core::threads::with_threads;
+use mpcore_core::threads::{Threads, with_threads};
 use numpy::{IntoPyArray, PyReadonlyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -137,11 +137,11 @@ fn find_edge<'py>(
     Ok(result)
 }
 
-struct Sketching(lanczos::Question);
+struct Sketching(lanczos::Question, Threads);
 impl Work for Sketching {
     type Output = (Outcome, usize);
     fn run<T: Real>(self, w: &[T], shape: (usize, usize)) -> mpcore_core::Result<Self::Output> {
-        let outcome = lanczos::find(w, shape, &self.0, &interrupted)?;
+        let outcome = lanczos::find(w, shape, &self.0, &self.1, &interrupted)?;
         Ok((outcome, shape.0.min(shape.1)))
     }
 }
@@ -167,7 +167,9 @@ fn lanczos_edge<'py>(
             noise: kurtosis.1,
         },
     };
-    match w.run(py, threads, Sketching(question))? {
+    let threads = Threads::new(threads).map_err(|error| to_python(&error))?;
+    // The loop stays on this thread, where signals arrive.
+    match w.run(py, None, Sketching(question, threads))? {
         (Err(reason), _) => Ok((None, reason)),
         (Ok(found), p) => Ok((Some(wrap_sketch(py, &found, p)?), String::new())),
     }

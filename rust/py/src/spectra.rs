@@ -10,7 +10,7 @@ use mpcore_core::linalg::rsvd::{self, Request};
 use mpcore_core::linalg::survey;
 use mpcore_core::linalg::values::{self, Precision};
 use mpcore_core::mp::whiten::{self, Sides};
-use mpcore_core::threads::with_threads;
+use mpcore_core::threads::{Threads, with_threads};
 use numpy::{
     Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2,
     PyUntypedArrayMethods,
@@ -188,11 +188,11 @@ type Triplets<'py> = (
     usize,
 );
 
-struct Leading(Request);
+struct Leading(Request, Threads);
 impl Work for Leading {
     type Output = rsvd::Triplets;
     fn run<T: Real>(self, w: &[T], shape: (usize, usize)) -> mpcore_core::Result<Self::Output> {
-        rsvd::top(w, shape, &self.0, &interrupted)
+        rsvd::top(w, shape, &self.0, &self.1, &interrupted)
     }
 }
 
@@ -214,7 +214,9 @@ fn top_svd<'py>(
         seed,
     };
     let shape = w.shape();
-    let found = w.run(py, threads, Leading(request))?;
+    let threads = Threads::new(threads).map_err(|error| to_python(&error))?;
+    // The loop stays on this thread, where signals arrive.
+    let found = w.run(py, None, Leading(request, threads))?;
     let left = found.left.into_pyarray(py).reshape([k, shape.0])?;
     let right = found.right.into_pyarray(py).reshape([k, shape.1])?;
     let (values, residuals) = (

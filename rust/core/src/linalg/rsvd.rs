@@ -5,6 +5,7 @@ use crate::linalg::krylov::{Operator, Space};
 use crate::linalg::orthogonal::orthonormalise;
 use crate::linalg::values::scale;
 use crate::random::Random;
+use crate::threads::Threads;
 use crate::{Error, Result};
 
 /// Leading singular triplets of a (rows x columns) matrix.
@@ -49,7 +50,7 @@ const PATIENCE: usize = 20;
 /// at the end a Rayleigh-Ritz step on the matrix itself. Float32 matrices are multiplied in float32 where that can reach
 /// the tolerance (from [`SINGLE`] on; if it did not, everything is done again in float64), and the Rayleigh-Ritz step and
 /// the residuals always come from float64 products. For k > short/4 or short <= 128 a full decomposition is
-/// cheaper and is what happens. `stop` is asked once per block, on the calling thread.
+/// cheaper and is what happens. `stop` is asked once per block, on the calling thread; the work is done on `threads`.
 ///
 /// # Errors
 /// [`Error::Value`] for k outside 1..=min(rows, columns); [`Error::NotFinite`]; [`Error::Convergence`] if the residuals
@@ -63,9 +64,10 @@ pub fn top<T: Real>(
     w: &[T],
     shape: (usize, usize),
     request: &Request,
-    stop: &(dyn Fn() -> bool + Sync),
+    threads: &Threads,
+    stop: &dyn Fn() -> bool,
 ) -> Result<Triplets> {
-    let operator = Operator::new(w, shape)?;
+    let operator = threads.run(|| Operator::new(w, shape))?;
     let short = operator.short();
     if request.k == 0 || request.k > short {
         return Err(Error::Value {
@@ -75,31 +77,34 @@ pub fn top<T: Real>(
         });
     }
     if 4 * request.k > short || short <= 128 {
-        return full(&operator.exact(), request.k);
+        return threads.run(|| full(&operator.exact(), request.k));
     }
     let exact = operator.exact();
     if request.fast {
-        let (block, products) = range(&operator, request);
-        return finish(&exact, &block, request.k, products);
+        return threads.run(|| {
+            let (block, products) = range(&operator, request);
+            finish(&exact, &block, request.k, products)
+        });
     }
     let single = T::epsilon().to_f64() > Some(1e-10);
     if single && request.tolerance >= SINGLE {
-        match attempt(&operator, &exact, request, stop) {
+        match attempt(&operator, &exact, request, threads, stop) {
             Err(Error::Convergence { .. }) => {}
             other => return other,
         }
     }
-    attempt(&exact, &exact, request, stop)
+    attempt(&exact, &exact, request, threads, stop)
 }
 
 fn attempt<T: Real>(
     operator: &Operator<'_, T>,
     exact: &Operator<'_, T>,
     request: &Request,
-    stop: &(dyn Fn() -> bool + Sync),
+    threads: &Threads,
+    stop: &dyn Fn() -> bool,
 ) -> Result<Triplets> {
-    let (block, products) = iterate(operator, request, stop)?;
-    let found = finish(exact, &block, request.k, products)?;
+    let (block, products) = iterate(operator, request, threads, stop)?;
+    let found = threads.run(|| finish(exact, &block, request.k, products))?;
     let worst = found.residuals.iter().copied().fold(0.0, f64::max);
     if worst > request.tolerance {
         return Err(gave_up(worst, request, found.products));
@@ -121,24 +126,59 @@ fn gave_up(worst: f64, request: &Request, products: usize) -> Error {
 fn iterate<T: Real>(
     operator: &Operator<'_, T>,
     request: &Request,
-    stop: &(dyn Fn() -> bool + Sync),
+    threads: &Threads,
+    stop: &dyn Fn() -> bool,
 ) -> Result<(Vec<f64>, usize)> {
-    let k = request.k;
-    let block = BLOCK.min(operator.short() / 8).max(1);
-    let ceiling = (3 * k).max(k + 12 * block).min(operator.short() - block);
-    let mut space = Space::new(operator, block, request.seed);
-    let mut check = (k + block).max(3 * block);
-    let (mut best, mut idle) = (f64::INFINITY, 0);
+    let mut search = threads.run(|| Search::new(operator, request));
     for _ in 0..MOST {
         if stop() {
             return Err(Error::Interrupted);
         }
-        space.expand();
-        let full = space.dimension() + block > ceiling;
-        if !full && space.dimension() < check {
-            continue;
+        if let Some(vectors) = threads.run(|| search.advance(request))? {
+            return Ok((vectors, search.space.products));
         }
-        check = space.dimension() + (space.dimension() / 5).max(block);
+        if search.idle == PATIENCE {
+            break;
+        }
+    }
+    Err(gave_up(search.best, request, search.space.products))
+}
+
+/// A Krylov space that grows block by block and shrinks at its ceiling.
+struct Search<'a, T: Real> {
+    space: Space<'a, T>,
+    block: usize,
+    ceiling: usize,
+    /// Dimension at which the residuals are looked at next.
+    check: usize,
+    /// The least residual, and checks in a row that did not lower it by a tenth.
+    best: f64,
+    idle: usize,
+}
+
+impl<'a, T: Real> Search<'a, T> {
+    fn new(operator: &'a Operator<'a, T>, request: &Request) -> Self {
+        let k = request.k;
+        let block = BLOCK.min(operator.short() / 8).max(1);
+        Self {
+            space: Space::new(operator, block, request.seed),
+            block,
+            ceiling: (3 * k).max(k + 12 * block).min(operator.short() - block),
+            check: (k + block).max(3 * block),
+            best: f64::INFINITY,
+            idle: 0,
+        }
+    }
+
+    /// One block more; the Ritz vectors if their residuals are small.
+    fn advance(&mut self, request: &Request) -> Result<Option<Vec<f64>>> {
+        let (k, block, space) = (request.k, self.block, &mut self.space);
+        space.expand();
+        let full = space.dimension() + block > self.ceiling;
+        if !full && space.dimension() < self.check {
+            return Ok(None);
+        }
+        self.check = space.dimension() + (space.dimension() / 5).max(block);
         let ritz = space.ritz()?;
         let largest = ritz.values[0].max(f64::MIN_POSITIVE);
         let worst = (0..k)
@@ -146,20 +186,22 @@ fn iterate<T: Real>(
             .fold(0.0, f64::max);
         // Half the tolerance leaves room for rounding in the last step.
         if worst <= 0.5 * request.tolerance {
-            return Ok((space.vectors(&ritz, k), space.products));
+            return Ok(Some(space.vectors(&ritz, k)));
         }
-        idle = if worst > 0.9 * best { idle + 1 } else { 0 };
-        best = best.min(worst);
-        if idle == PATIENCE {
-            break;
-        }
+        self.idle = if worst > 0.9 * self.best {
+            self.idle + 1
+        } else {
+            0
+        };
+        self.best = self.best.min(worst);
         if full {
+            let ceiling = self.ceiling;
             let kept = (k + (ceiling - k) / 3).min(ceiling - 2 * block).max(k);
             space.restart(&ritz, kept);
-            check = kept + 4 * block;
+            self.check = kept + 4 * block;
         }
+        Ok(None)
     }
-    Err(gave_up(best, request, space.products))
 }
 
 /// Randomised range finder: k + 10 vectors, two power iterations.
@@ -246,128 +288,4 @@ fn full<T: Real>(operator: &Operator<'_, T>, k: usize) -> Result<Triplets> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::linalg::values::{Precision, singular_values};
-    use crate::threads::with_threads;
-
-    fn request(k: usize, tolerance: f64, fast: bool) -> Request {
-        Request {
-            k,
-            tolerance,
-            fast,
-            seed: 3,
-        }
-    }
-
-    /// Noise plus spikes that fall off geometrically.
-    fn matrix(rows: usize, columns: usize, spikes: usize) -> Vec<f64> {
-        let mut random = Random::new(9, 0);
-        let mut w: Vec<f64> = (0..rows * columns).map(|_| random.normal()).collect();
-        for spike in 0..spikes {
-            let strength = 8.0 * 0.8f64.powi(i32::try_from(spike).unwrap());
-            let u: Vec<f64> = (0..rows).map(|_| random.normal()).collect();
-            let v: Vec<f64> = (0..columns).map(|_| random.normal()).collect();
-            for i in 0..rows {
-                for j in 0..columns {
-                    w[i * columns + j] += strength * u[i] * v[j];
-                }
-            }
-        }
-        w
-    }
-
-    fn orthonormal(rows: &[f64], length: usize) -> bool {
-        rows.chunks_exact(length).enumerate().all(|(i, a)| {
-            rows.chunks_exact(length).enumerate().all(|(j, b)| {
-                let product: f64 = a.iter().zip(b).map(|(x, y)| x * y).sum();
-                (product - f64::from(u8::from(i == j))).abs() < 1e-10
-            })
-        })
-    }
-
-    #[test]
-    fn values_equal_those_of_the_whole_spectrum() {
-        for (rows, columns) in [(200, 500), (500, 200), (300, 300), (60, 90)] {
-            let w = matrix(rows, columns, 6);
-            let all = singular_values(&w, (rows, columns), Precision::Full).unwrap();
-            let found = top(&w, (rows, columns), &request(20, 1e-10, false), &|| false).unwrap();
-            for (a, b) in found.values.iter().zip(&all) {
-                assert!(
-                    (a - b).abs() < 1e-10 * all[0],
-                    "{rows} x {columns}: {a} {b}"
-                );
-            }
-            assert!(found.residuals.iter().all(|r| *r <= 1e-10));
-            assert!(orthonormal(&found.left, rows) && orthonormal(&found.right, columns));
-        }
-    }
-
-    #[test]
-    fn the_fast_method_states_its_error_and_finds_the_spikes() {
-        let w = matrix(300, 400, 6);
-        let all = singular_values(&w, (300, 400), Precision::Full).unwrap();
-        let found = top(&w, (300, 400), &request(6, 1e-6, true), &|| false).unwrap();
-        for (index, value) in found.values.iter().enumerate() {
-            let error = (value - all[index]).abs() / all[0];
-            assert!(
-                error <= found.residuals[index] && error < 1e-2,
-                "{index}: {error}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_matrix_of_low_rank_gives_orthonormal_vectors_beyond_its_rank() {
-        let (rows, columns) = (200, 260);
-        let one = matrix(1, columns, 0);
-        let w: Vec<f64> = (0..rows).flat_map(|_| one.clone()).collect();
-        let found = top(&w, (rows, columns), &request(5, 1e-6, false), &|| false).unwrap();
-        assert!(found.values[1] < 1e-7 * found.values[0]);
-        assert!(orthonormal(&found.left, rows) && orthonormal(&found.right, columns));
-    }
-
-    #[test]
-    fn float32_products_reach_their_tolerance_and_float64_takes_over_below() {
-        let w: Vec<f32> = matrix(300, 420, 5).iter().map(|v| *v as f32).collect();
-        let wide: Vec<f64> = w.iter().map(|v| f64::from(*v)).collect();
-        let exact = top(&wide, (300, 420), &request(12, 1e-12, false), &|| false).unwrap();
-        for tolerance in [1e-3, SINGLE, 1e-9] {
-            let found = top(&w, (300, 420), &request(12, tolerance, false), &|| false).unwrap();
-            for (index, value) in found.values.iter().enumerate() {
-                // The error of a value is at most its residual; of a well separated one, its square.
-                let error = (value - exact.values[index]).abs() / exact.values[0];
-                assert!(error <= found.residuals[index] + 1e-12);
-                assert!(found.residuals[index] <= tolerance);
-            }
-        }
-    }
-
-    #[test]
-    fn bits_do_not_depend_on_threads() {
-        let w = matrix(300, 420, 3);
-        let run = |threads| {
-            with_threads(Some(threads), || {
-                top(&w, (300, 420), &request(12, 1e-8, false), &|| false)
-                    .unwrap()
-                    .left
-            })
-        };
-        assert_eq!(run(1), run(3));
-    }
-
-    #[test]
-    fn a_stop_interrupts() {
-        let w = matrix(300, 420, 0);
-        let stopped = top(&w, (300, 420), &request(12, 1e-8, false), &|| true);
-        assert_eq!(stopped.unwrap_err(), Error::Interrupted);
-    }
-
-    #[test]
-    fn k_out_of_range_is_refused() {
-        for k in [0, 4] {
-            let error = top(&[1.0; 12], (3, 4), &request(k, 1e-6, false), &|| false).unwrap_err();
-            assert!(matches!(error, Error::Value { name: "k", .. }));
-        }
-    }
-}
+mod tests;

@@ -10,6 +10,7 @@ use crate::mp::report::Spike;
 use crate::mp::spike::Noise;
 use crate::mp::tracy_widom;
 use crate::random::Random;
+use crate::threads::Threads;
 use crate::{Error, Result};
 
 /// What [`find`] is asked.
@@ -67,13 +68,16 @@ const LAST: usize = 40;
 /// from the bulk's energy. It assumes one variance everywhere, so the second moment of the rest, measured with 16
 /// probes, has to agree with the law: otherwise there is no answer but a reason.
 ///
+/// The work is done on `threads`; `stop` is asked before every pass, on the calling thread.
+///
 /// # Errors
 /// [`Error::NotFinite`], [`Error::Value`] for `alpha` out of range, [`Error::Interrupted`].
 pub fn find<T: Real>(
     w: &[T],
     shape: (usize, usize),
     question: &Question,
-    stop: &(dyn Fn() -> bool + Sync),
+    threads: &Threads,
+    stop: &dyn Fn() -> bool,
 ) -> Result<Outcome> {
     if !(question.alpha > 0.0 && question.alpha <= 0.5) {
         return Err(Error::Value {
@@ -82,15 +86,15 @@ pub fn find<T: Real>(
             wanted: "in (0, 1/2]",
         });
     }
-    let operator = Operator::new(w, shape)?;
+    let operator = threads.run(|| Operator::new(w, shape))?;
     let p = operator.short();
     if p < 20 * BLOCK {
         return Ok(Err(format!("{p} values are too few for it")));
     }
     let most = question.most.unwrap_or(p / 20).min(p / 4);
     let quantile = tracy_widom::ppf(1.0 - question.alpha);
-    let energy = operator.squared_norm();
-    let mut space = Space::new(&operator, BLOCK, question.seed);
+    let energy = threads.run(|| operator.squared_norm());
+    let mut space = threads.run(|| Space::new(&operator, BLOCK, question.seed));
     let mut before = None;
     for pass in 1..=LAST {
         if stop() {
@@ -99,11 +103,11 @@ pub fn find<T: Real>(
         if space.dimension() + BLOCK > p / 2 {
             break;
         }
-        space.expand();
+        threads.run(|| space.expand());
         if pass < FIRST || pass % 2 == 1 {
             continue;
         }
-        let ritz = space.ritz()?;
+        let ritz = threads.run(|| space.ritz())?;
         let Some(noise) = fit(&operator, &ritz, energy, quantile, most) else {
             return Ok(Err(format!("more than {most} spikes")));
         };
@@ -111,7 +115,7 @@ pub fn find<T: Real>(
         let settled = before == Some(spikes) && converged(&ritz, &noise, spikes);
         before = Some(spikes);
         if settled && space.dimension() >= 2 * spikes + 2 * BLOCK {
-            return Ok(judge(&operator, &space, &ritz, &noise, question, energy));
+            return Ok(threads.run(|| judge(&operator, &space, &ritz, &noise, question, energy)));
         }
     }
     Ok(Err(format!(
@@ -288,7 +292,6 @@ fn two_sided(z: f64) -> f64 {
 mod tests {
     use super::*;
     use crate::mp::edge;
-    use crate::threads::with_threads;
 
     const NORMAL: Kurtosis = Kurtosis {
         all: 0.0,
@@ -337,7 +340,9 @@ mod tests {
     fn spikes_and_edge_agree_with_the_exact_route() {
         let (p, n) = (400, 900);
         let w = matrix(p, n, 5, false);
-        let sketch = find(&w, (p, n), &QUESTION, &|| false).unwrap().unwrap();
+        let sketch = find(&w, (p, n), &QUESTION, &Threads::ALL, &|| false)
+            .unwrap()
+            .unwrap();
         let values = crate::linalg::values::singular_values(
             &w,
             (p, n),
@@ -365,7 +370,7 @@ mod tests {
     #[test]
     fn a_variance_profile_is_refused() {
         let w = matrix(400, 900, 0, true);
-        let reason = find(&w, (400, 900), &QUESTION, &|| false)
+        let reason = find(&w, (400, 900), &QUESTION, &Threads::ALL, &|| false)
             .unwrap()
             .unwrap_err();
         assert!(
@@ -378,9 +383,8 @@ mod tests {
     fn bits_do_not_depend_on_threads() {
         let w = matrix(330, 400, 2, false);
         let run = |threads| {
-            with_threads(Some(threads), || {
-                find(&w, (330, 400), &QUESTION, &|| false).unwrap()
-            })
+            let threads = Threads::new(Some(threads)).unwrap();
+            find(&w, (330, 400), &QUESTION, &threads, &|| false).unwrap()
         };
         assert_eq!(run(1), run(3));
     }
