@@ -24,7 +24,10 @@ pub enum Error {
         group: usize,
     },
     /// A NaN or an infinity.
-    #[error("{name}: entry ({row}, {column}) is {value}, only finite values are accepted")]
+    #[error(
+        "{name}: entry ({row}, {column}) is {}, only finite values are accepted",
+        .value.to_string().to_lowercase() // nan and inf, as Python writes them
+    )]
     NotFinite {
         /// The argument at fault.
         name: &'static str,

@@ -363,6 +363,6 @@ mod tests {
         let mut w = vec![1.0; 12];
         w[7] = f64::NAN;
         let error = singular_values(&w, (3, 4), Precision::Full).unwrap_err();
-        assert!(error.to_string().starts_with("W: entry (1, 3) is NaN"));
+        assert!(error.to_string().starts_with("W: entry (1, 3) is nan"));
     }
 }
