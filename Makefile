@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra hf --extra docs --extra dev
+EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra hf --extra data --extra docs --extra dev
 # A python with no venv module, or torch's large wheels on a slow line, get room to work.
 export UV_HTTP_TIMEOUT ?= 600
 

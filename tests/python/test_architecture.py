@@ -35,7 +35,7 @@ MAY_IMPORT: dict[int, set[str]] = {
 PACKAGES: dict[str, set[str]] = {
     "progress": {"rich"},
     "spectra": {"matplotlib", "ray"},
-    "models": {"torch", "timm", "torchvision", "PIL", "onnx", "onnxruntime", "accelerate", "transformers"},
+    "models": {"torch", "timm", "torchvision", "PIL", "onnx", "onnxruntime", "accelerate", "transformers", "pyarrow"},
     "gpu": {"torch"},
     "engine": {"ray"},
     "pipeline": {"torch"},
