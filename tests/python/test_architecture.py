@@ -15,7 +15,19 @@ PACKAGE = ROOT / "python" / "mpcore"
 
 LAYERS: dict[int, set[str]] = {
     1: {"_native"},
-    2: {"pattern", "arrays", "html", "serialise", "records", "reference", "checkpoint", "folder", "progress", "roles"},
+    2: {
+        "pattern",
+        "arrays",
+        "html",
+        "serialise",
+        "records",
+        "reference",
+        "checkpoint",
+        "folder",
+        "progress",
+        "roles",
+        "pretrained",
+    },
     3: {"spectra", "masks", "permute", "compensate", "sparse", "certify"},
     4: {"budget", "verify"},
     5: {"models", "gpu"},
