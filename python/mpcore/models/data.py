@@ -178,11 +178,18 @@ def open_store(path: Path) -> Store:
 
 
 def input_size(model: nn.Module) -> tuple[int, ...]:
-    """Shape of one sample, (channels, height, width), by the model's timm configuration; 3 x 224 x 224 without one."""
+    """Shape of one sample, (channels, height, width), as timm knows it; 3 x 224 x 224 where it knows nothing."""
+    return tuple(_image_config(model)["input_size"])
+
+
+def _image_config(model: nn.Module) -> dict[str, Any]:
+    """How images are prepared: the model's timm configuration, with the size it was built for (``img_size=``)."""
     import timm.data
 
-    factory: Any = timm.data
-    return tuple(factory.resolve_model_data_config(model)["input_size"])
+    factory: Any = timm.data  # timm declares no types for what it exports here
+    config: dict[str, Any] = factory.resolve_model_data_config(model)
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return config if built_for is None else config | {"input_size": (config["input_size"][0], *built_for)}
 
 
 class _Arrays:
@@ -260,8 +267,6 @@ class _Images:
 def _transform(model: nn.Module) -> Callable[[Any], Tensor]:
     import timm.data
 
-    factory: Any = timm.data  # timm declares no types for what it exports here
-    transform: Callable[[Any], Tensor] = factory.create_transform(
-        **factory.resolve_model_data_config(model), is_training=False
-    )
+    factory: Any = timm.data
+    transform: Callable[[Any], Tensor] = factory.create_transform(**_image_config(model), is_training=False)
     return transform
