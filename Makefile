@@ -7,7 +7,7 @@ EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra hf --ex
 # A python with no venv module, or torch's large wheels on a slow line, get room to work.
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: help build demo test lint bench docs site pictures check ray faults fuzz valgrind miri wheel sdist reproducible licences sbom examples clean
+.PHONY: help build demo test lint bench docs site pictures check ray faults fuzz valgrind wheel sdist reproducible licences sbom examples clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,17 +67,12 @@ faults: build  ## kill, interrupt, fill the disk of and damage small runs (root:
 fuzz: build  ## ten thousand random and hostile inputs through every public function and file reader
 	$(BIN)/python tests/fuzz.py
 
-KERNELS := nm:: sparse:: permute:: vector:: linalg::gram linalg::pass
+KERNELS := nm:: sparse:: permute:: vector:: linalg::values linalg::rsvd
 
 valgrind:  ## the kernels' unit tests under valgrind, portable and AVX2 (it knows no AVX-512)
 	for level in portable avx2; do \
 	  MPCORE_KERNELS=$$level CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="valgrind --quiet --error-exitcode=9" \
 	    cargo test --release --quiet -p mpcore-core --lib -- $(KERNELS) --test-threads 1 || exit 1; done
-
-miri:  ## the kernels' unit tests under Miri, portable and AVX2 (rustup +nightly component add miri rust-src)
-	for features in "" "-Ctarget-feature=+avx2,+fma"; do \
-	  RUSTFLAGS="$$features" MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=4 \
-	    cargo +nightly miri test --quiet --target-dir target/miri -p mpcore-core --lib -- $(KERNELS) || exit 1; done
 
 wheel: .venv/.packages  ## build the abi3 wheel into dist/ and use it on every CPython found here
 	rm -rf dist && $(BIN)/python release/build.py dist
