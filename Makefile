@@ -3,11 +3,11 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra hf --extra docs --extra dev
+EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra hf --extra data --extra docs --extra dev
 # A python with no venv module, or torch's large wheels on a slow line, get room to work.
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: help build demo test lint bench docs site pictures check ray faults fuzz wheel sdist reproducible licences sbom examples clean
+.PHONY: help build demo test lint bench docs site pictures check ray faults fuzz valgrind wheel sdist reproducible licences sbom examples clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,13 @@ faults: build  ## kill, interrupt, fill the disk of and damage small runs (root:
 
 fuzz: build  ## ten thousand random and hostile inputs through every public function and file reader
 	$(BIN)/python tests/fuzz.py
+
+KERNELS := nm:: sparse:: permute:: vector:: linalg::values linalg::rsvd
+
+valgrind:  ## the kernels' unit tests under valgrind, portable and AVX2 (it knows no AVX-512)
+	for level in portable avx2; do \
+	  MPCORE_KERNELS=$$level CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="valgrind --quiet --error-exitcode=9" \
+	    cargo test --release --quiet -p mpcore-core --lib -- $(KERNELS) --test-threads 1 || exit 1; done
 
 wheel: .venv/.packages  ## build the abi3 wheel into dist/ and use it on every CPython found here
 	rm -rf dist && $(BIN)/python release/build.py dist

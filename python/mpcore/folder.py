@@ -21,6 +21,12 @@ RUN, MANIFEST, PROGRESS, LOCK = "run.json", "manifest.json", "progress", ".lock"
 OF_DISTILLATION = ("student.safetensors", "train.jsonl", "certificate-student.json", "eval.json")
 """Files that distillation makes or renews."""
 
+RESERVED = frozenset(
+    {RUN, MANIFEST, LOCK, "report.html", "inventory.json", "spectra.json", "budget.json", "plan.json"}
+    | {"certificate.json", "speed.json", *OF_DISTILLATION}
+)
+"""What no file that only goes along may be called in a run folder; weights have endings of their own."""
+
 
 class RunFolder:
     """A folder that belongs to one run: one model, recipe, seed and calibration set (its *fingerprint*).

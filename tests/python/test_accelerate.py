@@ -167,6 +167,17 @@ def test_export_sees_the_operators_and_computes_the_same() -> None:
 
 
 @pytest.mark.usefixtures("always")
+def test_the_code_torch_compiles_around_the_operators_computes_the_same() -> None:
+    model = prune(nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8)), "2:4")
+    x = torch.randn(5, 16)
+    fast = accelerate(model, x).model
+    assert sum(isinstance(layer, SparseLinear) for layer in fast.modules()) == 2
+    with torch.no_grad():
+        compiled = torch.compile(fast, fullgraph=True)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("always")
 def test_a_state_dict_of_packed_weights_is_loaded_and_used() -> None:
     first, x = prune(nn.Linear(16, 8), "2:4"), torch.randn(5, 16)
     second = prune(nn.Linear(16, 8), "2:4")

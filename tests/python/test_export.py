@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import safetensors
@@ -13,6 +14,8 @@ import torch
 from helpers import write_run
 from nets import TinyConvNet, images, tiny_vit
 from safetensors.torch import load_file, save_file
+from test_cli import document
+from test_cli import run as command
 from torch import nn
 
 from mpcore.folder import hashes
@@ -20,6 +23,7 @@ from mpcore.masks import nm_mask
 from mpcore.models.apply import hold_masks, layer_of
 from mpcore.models.compact import load_compact, save_compact
 from mpcore.models.export import load, load_weights, save_model, state_sha256
+from mpcore.models.onnx_check import eligible_24
 from mpcore.models.onnx_file import _check_zeros, to_onnx
 from mpcore.records import Manifest
 
@@ -202,3 +206,62 @@ def test_a_lost_zero_is_noticed() -> None:
     _check_zeros(model, {"w": weight.T})
     with pytest.raises(ValueError, match="layer 0: its zeros are not in the exported file"):
         _check_zeros(model, {"w": weight + 1})
+
+
+def eligibility(path: Path) -> dict[str, str]:
+    """Layer -> why TensorRT would run it dense; empty where it would not."""
+    return {layer.layer: layer.reason for layer in eligible_24(path)}
+
+
+def test_the_layers_that_are_24_in_the_file_are_eligible_and_no_others(tmp_path: Path) -> None:
+    pruned = ("blocks.0.mlp.fc1", "blocks.1.attn.qkv", "blocks.1.attn.proj", "head")
+    model, _ = masked(tiny_vit(), pruned)
+    found = eligibility(to_onnx(model, images(2, channels=1, size=8), tmp_path / "vit.onnx"))
+    assert {name for name, reason in found.items() if not reason} == set(pruned)
+    assert set(found) == {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    assert found["patch_embed.proj"] == "1 input channels is not a multiple of 4"
+    assert found["blocks.0.mlp.fc2"] == "512 of 512 groups keep more than 2 of 4"
+
+
+def test_convolutions_are_judged_along_their_input_channels(tmp_path: Path) -> None:
+    model, _ = masked(TinyConvNet(), ("tail.0", "blocks.1._project_conv"))
+    layers = eligible_24(to_onnx(model, images(2), tmp_path / "net.onnx"))
+    shapes = {layer.layer: layer.shape for layer in layers if layer.eligible}
+    assert shapes == {"tail.0": (16, 8, 3, 3), "blocks.1._project_conv": (8, 32, 1, 1)}
+    reasons = {layer.layer: layer.reason for layer in layers}
+    assert reasons["blocks.0._depthwise_conv"] == "1 input channels is not a multiple of 4"
+    assert reasons["fc"] == "60 of 60 groups keep more than 2 of 4"
+
+
+def test_a_weight_that_is_computed_is_not_eligible(tmp_path: Path) -> None:
+    shape = onnx.helper.make_tensor_value_info
+    weight = np.tile(np.array([1, 0, 0, 2], np.float32), (8, 2))
+    stored = [onnx.numpy_helper.from_array(array, name) for name, array in {"w": weight, "i": np.arange(8)}.items()]
+    nodes = [
+        onnx.helper.make_node("Transpose", ["w"], ["t"]),
+        onnx.helper.make_node("MatMul", ["x", "t"], ["y"], name="kept"),
+        onnx.helper.make_node("Gather", ["w", "i"], ["g"], axis=1),
+        onnx.helper.make_node("Gemm", ["y", "g"], ["z"], name="gathered", transB=1),
+        onnx.helper.make_node("MatMul", ["z", "z"], ["product"]),
+    ]
+    io = [[shape(name, onnx.TensorProto.FLOAT, (8, 8))] for name in ("x", "product")]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", *io, stored)), tmp_path / "a.onnx")
+    assert eligibility(tmp_path / "a.onnx") == {"kept": "", "gathered": "its weight comes from Gather"}
+
+
+def test_a_file_that_is_no_onnx_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"\xff nothing")
+    with pytest.raises(ValueError, match=r"a\.onnx: not an ONNX file"):
+        eligible_24(tmp_path / "a.onnx")
+
+
+def test_doctor_says_which_layers_of_an_onnx_file_are_eligible(tmp_path: Path) -> None:
+    weight = np.tile(np.array([1, 0, 0, 2], np.float32), (8, 2))
+    stored = [onnx.numpy_helper.from_array(weight + k, f"{name}.weight") for k, name in enumerate(("up", "down"))]
+    gemms = [onnx.helper.make_node("Gemm", ["x", entry.name], [entry.name[:-7]], transB=1) for entry in stored]
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (8, 8)) for name in ("x", "up", "down")]
+    graph = onnx.helper.make_graph(gemms, "g", values[:1], values[1:], stored)
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "a.onnx")
+    rows = document(command("doctor", f"{tmp_path}/a.onnx", "--json"))["layers"]
+    assert [(row["layer"], row["eligible"]) for row in rows] == [("up", True), ("down", False)]
+    assert "16 of 16 groups keep more than 2 of 4" in command("doctor", f"{tmp_path}/a.onnx").stdout

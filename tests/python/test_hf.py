@@ -13,7 +13,14 @@ from PIL import Image
 from safetensors import safe_open
 from test_cli import document
 from test_cli import run as command
-from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from transformers.utils import logging
 
 import mpcore
@@ -131,3 +138,24 @@ def test_what_the_files_cannot_say_and_what_exists_is_refused(bert: Path, tmp_pa
         save_pretrained(other, tmp_path / "out")
     assert save_pretrained(other, tmp_path / "out", like=bert).is_dir()
     assert not [entry for entry in tmp_path.iterdir() if entry.name.endswith(".partial")]
+
+
+def test_a_streamed_checkpoint_is_a_folder_that_transformers_reads(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=50, max_position_embeddings=16, num_key_value_heads=2, **SMALL)
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "llama", max_shard_size="40KB")
+    (tmp_path / "llama" / "tokenizer_config.json").write_text("{}")
+    assert (tmp_path / "llama" / "generation_config.json").exists()
+    assert len(list((tmp_path / "llama").glob("*.safetensors"))) > 1
+    run = mpcore.prune_checkpoint(tmp_path / "llama", "2:4", out=tmp_path / "run", progress=False)
+    assert (run / "tokenizer_config.json").exists()
+    again, report = LlamaForCausalLM.from_pretrained(run, output_loading_info=True, dtype=torch.bfloat16)
+    assert not any(report.values())
+    assert again.generation_config.to_dict() == model.generation_config.to_dict()
+    layer = again.model.layers[1].mlp.down_proj.weight.detach()
+    dense = model.model.layers[1].mlp.down_proj.weight.detach()
+    mask = mpcore.nm_mask(dense.float().abs().numpy(), "2:4")
+    assert torch.equal(layer, dense * torch.from_numpy(mask))
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    assert mpcore.verify(run).ok

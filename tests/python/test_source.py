@@ -137,6 +137,13 @@ def test_class_folders_give_labelled_batches_in_the_models_own_size(tmp_path: Pa
     assert bool((brightness[:-1] < brightness[1:]).all())
 
 
+def test_images_come_in_the_size_a_model_was_built_for(tmp_path: Path, model: nn.Module) -> None:
+    _images(tmp_path / "flat", [10])
+    (batch,) = load_data(tmp_path / "flat", model)
+    assert tuple(batch.shape) == (1, *input_size(model)) == (1, 3, 32, 32)
+    assert model(batch).shape == (1, 3)
+
+
 def test_a_flat_folder_gives_unlabelled_batches(tmp_path: Path, model: nn.Module) -> None:
     _images(tmp_path / "flat", [10, 20])
     (batch,) = load_data(tmp_path / "flat", model)

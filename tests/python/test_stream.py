@@ -114,6 +114,34 @@ def test_neither_threads_nor_block_size_change_a_bit(tmp_path: Path, monkeypatch
     assert np.array_equal(np.concatenate(pieces), np.concatenate(list(whole.blocks(name))))
 
 
+def test_what_lies_beside_the_weights_of_a_hugging_face_folder_goes_along(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source")
+    beside = {
+        "config.json": b"{}",
+        "tokenizer.json": b"\xf0\x9f\xa4\x97",
+        "LICENSE": b"free",
+        "chat_template.jinja": b"{{ }}",
+    }
+    others = {"plan.json": b"mine", "pytorch_model.bin": b"pickle", ".gitattributes": b""}
+    for name, data in (beside | others).items():
+        (source / name).write_bytes(data)
+    (source / "original").mkdir()
+    run = mpcore.prune_checkpoint(source, "2:4", out=tmp_path / "run", progress=False)
+    assert {name: (run / name).read_bytes() for name in beside} == beside
+    assert not {"pytorch_model.bin", ".gitattributes", "original"} & {entry.name for entry in run.iterdir()}
+    assert MaskPlan.read(run / "plan.json").layers
+    assert verify(run).ok
+    (run / "config.json").write_text("{ }")
+    assert [problem.what.split(":")[0] for problem in verify(run).problems] == ["config.json has changed"]
+
+
+def test_nothing_is_taken_from_a_folder_without_a_config(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source")
+    (source / "notes.txt").write_text("mine")
+    run = mpcore.prune_checkpoint(source, "2:4", out=tmp_path / "run", progress=False)
+    assert not (run / "notes.txt").exists()
+
+
 @pytest.mark.parametrize("done", [0, 1, 2])
 def test_an_interrupted_run_resumes_at_the_first_unfinished_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mpcore.cli.options import DATA_HELP, BatchSize, Json, Quiet, RunFolder, Seed
+from mpcore.cli.options import DATA_HELP, BatchSize, Json, Quiet, RunFolder, Seed, Workers
 from mpcore.cli.prune import show_run
 from mpcore.cli.session import session
 
@@ -31,6 +31,7 @@ def distill(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use at most so many training samples.")] = None,
     batch_size: BatchSize = 32,
+    workers: Workers = 0,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted distillation stopped.")] = True,
     json: Json = False,
     quiet: Quiet = False,
@@ -50,7 +51,9 @@ def distill(
             _copy(run, out)
         processes.wait()
         folder = run if out is None else out
-        data = load_data(train, mpcore.load(folder, which="model"), batch_size=batch_size, seed=seed, limit=limit)
+        data = load_data(
+            train, mpcore.load(folder, which="model"), batch_size=batch_size, workers=workers, seed=seed, limit=limit
+        )
         settings: dict[str, Any] = {} if lr is None else {"lr": lr}
         settings |= {"optimizer": optimizer, "accumulate": accumulate, "precision": precision}
         mpcore.distill(folder, data, epochs=epochs, seed=seed, resume=resume, progress=console.progress, **settings)

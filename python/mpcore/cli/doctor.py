@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from importlib import metadata
@@ -32,7 +33,11 @@ _PACKAGES = (
 
 def doctor(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL|RUN]", help=f"Time its layers: a run folder, or {MODEL_HELP}")
+        str | None,
+        typer.Argument(
+            metavar="[MODEL|RUN]",
+            help=f"Time its layers: a run folder, or {MODEL_HELP}; of an .onnx file say which are 2:4.",
+        ),
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, metavar="N", help="Samples in the timed batch.")
@@ -46,27 +51,54 @@ def doctor(
     quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
-    """Report versions, CPU and GPU; with a model, time every layer dense and sparse and say what gains."""
+    """Report versions, CPU and GPU; with a model, time every layer dense and sparse and say what gains.
+
+    Of an .onnx file it says which layers TensorRT can run as 2:4, and why not the others.
+    """
     with session(json=json, quiet=quiet, out=out) as console:
         from mpcore.cli.view import table
-        from mpcore.report.text import number
 
         facts = _environment()
         document: dict[str, Any] = {"environment": facts, "layers": []}
         view: list[Any] = [table(("", "found"), list(facts.items()), title="this machine")]
-        if model is not None:
-            report = _accelerated(model, weights, batch_size, input_shape, seed).report
-            rows = report.rows()
-            document.update(layers=rows, baseline=report.baseline, notes=list(report.notes))
-            names = ("layer", "backend", "dense_s", "sparse_s", "gain", "reason")
-            cells = [
-                [number(v) if isinstance(v := row[name], float) or v is None else str(v) for name in names]
-                for row in rows
-            ]
-            view.append(table(names, cells, title=f"{model}, batches of {batch_size}"))
-            view.append(f"dense: {report.baseline}")
-            view.extend(f"note: {note}" for note in report.notes)
-        console.emit(document, *view)
+        if model is not None and model.endswith(".onnx"):
+            found, more = _eligible(model)
+        elif model is not None:
+            found, more = _timed(model, weights, batch_size, input_shape, seed)
+        else:
+            found, more = {}, []
+        console.emit(document | found, *view, *more)
+
+
+def _timed(
+    model: str, weights: str | None, batch_size: int, input_shape: str | None, seed: int
+) -> tuple[dict[str, Any], list[Any]]:
+    """Every layer of a model dense and sparse: for the document, and for the eye."""
+    from mpcore.cli.view import table
+    from mpcore.report.text import number
+
+    report = _accelerated(model, weights, batch_size, input_shape, seed).report
+    rows = report.rows()
+    names = ("layer", "backend", "dense_s", "sparse_s", "gain", "reason")
+    cells = [
+        [number(v) if isinstance(v := row[name], float) or v is None else str(v) for name in names] for row in rows
+    ]
+    notes = [f"note: {note}" for note in report.notes]
+    view = [table(names, cells, title=f"{model}, batches of {batch_size}"), f"dense: {report.baseline}", *notes]
+    return {"layers": rows, "baseline": report.baseline, "notes": list(report.notes)}, view
+
+
+def _eligible(path: str) -> tuple[dict[str, Any], list[Any]]:
+    """Every layer of an ONNX file by TensorRT's rule: for the document, and for the eye."""
+    from mpcore.cli.view import table
+    from mpcore.models.onnx_check import eligible_24
+    from mpcore.report.text import shape
+
+    layers = eligible_24(path)
+    cells = [(v.layer, v.op, shape(v.shape), "yes" if v.eligible else "no", v.reason) for v in layers]
+    title = f"{path}: sparse weights by TensorRT's rule"
+    view = [table(("layer", "op", "shape", "eligible", "reason"), cells, title=title)]
+    return {"layers": [dataclasses.asdict(layer) for layer in layers]}, view
 
 
 def _environment() -> dict[str, str]:

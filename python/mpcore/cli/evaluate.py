@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mpcore.cli.options import DATA_HELP, MODEL_HELP, BatchSize, Json, NoSeed, OutFile, Quiet, Weights
+from mpcore.cli.options import DATA_HELP, MODEL_HELP, BatchSize, Json, NoSeed, OutFile, Quiet, Weights, Workers
 from mpcore.cli.session import session
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def evaluate(
     data: Annotated[str, typer.Option("--data", "-d", metavar="DATA", help=f"Held-out samples: {DATA_HELP}.")],
     weights: Weights = None,
     batch_size: BatchSize = 64,
+    workers: Workers = 0,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only the first so many samples.")] = None,
     json: Json = False,
     out: OutFile = None,
@@ -35,7 +36,7 @@ def evaluate(
         from mpcore.records import EvalTable
 
         networks = _networks(model, weights, seed)
-        samples = load_data(data, next(iter(networks.values())), batch_size=batch_size, limit=limit)
+        samples = load_data(data, next(iter(networks.values())), batch_size=batch_size, workers=workers, limit=limit)
         rows = tuple(
             mpcore.evaluate(network, samples, teacher=networks.get("dense"), name=name, progress=console.progress)
             for name, network in networks.items()

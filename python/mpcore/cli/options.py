@@ -17,9 +17,12 @@ NoSeed = Annotated[
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Write the JSON document to this file as well.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run (what prune --out made).")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Samples per batch.")]
+Workers = Annotated[
+    int, typer.Option("--workers", min=0, metavar="N", help="Processes that read and decode data; 0: this one does.")
+]
 
 MODEL_HELP = "timm:NAME · hf:FOLDER · path/to/file.py:function · package.module:function"
-DATA_HELP = "a folder of images, or a .safetensors or .npz file with 'inputs' and 'targets'"
+DATA_HELP = "a folder of images, .tar shards, .parquet files, or a .safetensors or .npz file"
 WEIGHTS_HELP = "A safetensors checkpoint for MODEL; 'random' leaves a timm model untrained."
 
 CHECKPOINT_HELP = "a .safetensors file, its index or folder"

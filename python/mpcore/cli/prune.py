@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from mpcore.cli.options import (
     Quiet,
     Seed,
     Weights,
+    Workers,
     is_spec,
 )
 from mpcore.cli.session import Session, session
@@ -56,6 +58,7 @@ def prune(
     weights: Weights = None,
     samples: Annotated[int, typer.Option(min=1, metavar="N", help="Calibration samples, drawn at random.")] = 256,
     batch_size: BatchSize = 32,
+    workers: Workers = 0,
     score: Annotated[
         Score | None, typer.Option(help="Of a checkpoint: magnitude, or with --statistics wanda, activation.")
     ] = None,
@@ -98,13 +101,13 @@ def prune(
 
         chosen = _recipe(recipe or "default", pattern)
         network, source = load_model(model, weights=weights, seed=seed)
-        held_out = None if evaluation is None else load_data(evaluation, network, batch_size=batch_size)
+        load = partial(load_data, model=network, batch_size=batch_size, workers=workers)
         run = mpcore.prune(
             network,
             chosen,
-            calibration=load_data(calibration, network, batch_size=batch_size, seed=seed, limit=samples),
+            calibration=load(calibration, seed=seed, limit=samples),
             out=out,
-            evaluation=held_out,
+            evaluation=None if evaluation is None else load(evaluation),
             seed=seed,
             progress=console.progress,
             source=source,

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one of several processes works on of a batch of ``samples``; its own inputs may be none of them."""
+
+    inputs: Any
+    targets: Tensor | None
+    samples: int
+
+
+def share_of(samples: int, rank: int, count: int) -> slice:
+    """The consecutive samples of process ``rank`` of ``count``: from n rank / count to n (rank + 1) / count."""
+    return slice(samples * rank // count, samples * (rank + 1) // count)
+
+
+def count_samples(batch: Any) -> int:
+    """Number of samples of a batch, over all processes."""
+    return batch.samples if isinstance(batch, Part) else size(split(batch)[0])
 
 
 def split(batch: Any) -> tuple[Any, Tensor | None]:

@@ -17,11 +17,8 @@ from typing import Any
 from torch import nn
 
 from mpcore.models.export import load
+from mpcore.pretrained import CONFIG, companions
 from mpcore.records import Manifest, MaskPlan
-
-CONFIG = "config.json"
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".index.json")
-"""Endings of files that hold the old weights, or say where they are: they are not copied."""
 
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """Pillow's numbers, as preprocessor_config.json has them."""
@@ -94,9 +91,8 @@ def save_pretrained(
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         model.save_pretrained(partial, safe_serialization=True)
-        for entry in origin.iterdir():
-            if entry.is_file() and not entry.name.endswith(_WEIGHTS):
-                shutil.copyfile(entry, partial / entry.name)
+        for file in companions(origin):
+            shutil.copyfile(file, partial / file.name)
         patterns = {name: str(pattern) for name, pattern in manifest.patterns.items()}
         (partial / "mpcore.json").write_text(json.dumps({"version": manifest.version, "patterns": patterns}, indent=1))
         partial.chmod(0o755)

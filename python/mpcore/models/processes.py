@@ -6,7 +6,7 @@ They are started by ``accelerate launch`` or ``torchrun`` and found by Accelerat
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpcore.models.batches import size, split
+from mpcore.models.batches import Part, share_of, size, split
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,19 @@ class Processes:
         """Whether this one writes the files."""
         return self.rank == 0
 
+    def part(self, train: Iterable[Any]) -> Iterable[Any]:
+        """The same batches, made of this process's samples alone where ``train`` can, as what ``load_data`` returns."""
+        make: Callable[[int, int], Iterable[Any]] | None = getattr(train, "part", None)
+        return train if self.count == 1 or make is None else make(self.rank, self.count)
+
     def share(self, batch: Any) -> tuple[Any, Tensor | None]:
-        """Inputs and targets of this process: the consecutive samples from n rank / count to n (rank + 1) / count."""
+        """Inputs and targets of this process: its :func:`share_of` the batch, unless that is a part already."""
+        if isinstance(batch, Part):
+            return batch.inputs, batch.targets
         inputs, targets = split(batch)
         if self.count == 1:
             return inputs, targets
-        samples = size(inputs)
-        own = slice(samples * self.rank // self.count, samples * (self.rank + 1) // self.count)
+        own = share_of(size(inputs), self.rank, self.count)
         cut = {key: value[own] for key, value in inputs.items()} if isinstance(inputs, dict) else inputs[own]
         return cut, None if targets is None else targets[own]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mpcore.models.apply import hold_masks, layer_of
-from mpcore.models.batches import size, split
+from mpcore.models.batches import count_samples, size
 from mpcore.models.objective import DistillSettings, Objective
 from mpcore.models.optimizer import WeightAverage, learning_rate, make_optimizer
 from mpcore.models.processes import Processes
@@ -87,6 +87,7 @@ class Trainer:
 
     def run(self, train: Iterable[Any], state: TrainState, advance: Callable[[str], None]) -> None:
         """Train to the last epoch, saving to ``state`` on the way; leave the average in the student if there is one."""
+        train = self.processes.part(train)
         for _ in range(self.step):
             advance("resumed")
         for epoch in range(self.step // self.steps, self.settings.epochs):
@@ -127,7 +128,7 @@ class Trainer:
     def _differentiate(self, group: list[Any]) -> float:
         """Set the gradient of the mean loss over all samples of ``group``, of all processes, and return that loss."""
         self.optimizer.zero_grad()
-        samples = sum(size(split(batch)[0]) for batch in group)
+        samples = sum(count_samples(batch) for batch in group)
         if samples == 0:
             raise ValueError(f"train: no sample in the batches of step {self.step + 1}")
         total = torch.zeros((), device=self.parameters[0].device)

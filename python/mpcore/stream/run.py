@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,8 +18,9 @@ from mpcore import budget as budgets
 from mpcore._native import __version__
 from mpcore.checkpoint import Weights, header_of, open_weights, sha256
 from mpcore.engine import run_jobs
-from mpcore.folder import PROGRESS, RunFolder, check_sealed, hashes, write_text
-from mpcore.records import Manifest, MaskPlan, Pattern
+from mpcore.folder import PROGRESS, RESERVED, RunFolder, check_sealed, hashes, write_text
+from mpcore.pretrained import companions
+from mpcore.records import Manifest, MaskPlan, Pattern, atomic
 from mpcore.stream.inventory import inventory_of
 from mpcore.stream.shard import Shard, ShardJob, prune_shard
 
@@ -42,7 +44,8 @@ def prune_checkpoint(
     """Set the weights that N:M leaves out of every Linear of a checkpoint to +0.0, file by file, dtype kept.
 
     Layers are found by name (:func:`inventory_of`). ``out`` gets the pruned files under the names they had, the index,
-    masks, and the records of a run folder (docs/formats.md); the manifest comes last. The same call resumes an
+    masks, config.json and what else lies beside the weights of a Hugging Face folder (so that ``from_pretrained`` reads
+    ``out``), and the records of a run folder (docs/formats.md); the manifest comes last. The same call resumes an
     interrupted run at the first unfinished file. Result and bits depend on neither engine nor threads.
 
     Args:
@@ -198,6 +201,7 @@ def _seal(
     MaskPlan(recipe["score"], "none", "parallel", (), tuple(layers)).write(folder.path / "plan.json")
     if weights.path.name.endswith(".index.json"):
         write_text(folder.path / weights.path.name, weights.path.read_text(encoding="utf-8"))
+    _copy_companions(weights.path.parent, folder.path)
     named = [job.out.name for job in jobs]
     files = dict(zip(named, (shard.pruned for shard in shards), strict=True))
     files |= {f"{MASKS}/{name}": shard.masks for name, shard in zip(named, shards, strict=True) if shard.masks}
@@ -211,3 +215,11 @@ def _seal(
         versions={"python": platform.python_version(), "numpy": np.__version__},
     )
     folder.seal(manifest)
+
+
+def _copy_companions(source: Path, out: Path) -> None:
+    """What lies beside the weights, except under a name that a run folder itself has a use for."""
+    for file in companions(source):
+        if file.name not in RESERVED:
+            with atomic(out / file.name) as temporary:
+                shutil.copyfile(file, temporary)
