@@ -3,11 +3,9 @@
     .venv/bin/python benches/python/memory.py [--gigabytes 8] [--limit 2] [--layers GLOB] [--keep FOLDER]
 
 Writes a synthetic sharded bfloat16 checkpoint of a decoder (hidden size 4096, widening to 11008, vocabulary 32000) and
-runs the three commands in processes of their own. ``prune`` and ``verify`` get ``--limit`` GB of address space
-(RLIMIT_AS: all that is mapped, used or not). ``inspect`` cannot be held that way, for the matrix kernels reserve 0.6 GB
-of address space per thread that they do not fill; its peak of resident memory is compared with the limit. Prints
-seconds and the peaks; files are read, never mapped, so that the peak is all there is. ``inspect`` takes the layers of
-``--layers`` (seconds grow with their number).
+runs the three commands in processes of their own, each in ``--limit`` GB of address space (RLIMIT_AS: all that is mapped,
+used or not). Prints seconds and the peaks of resident memory; files are read, never mapped, so that the peak is all there
+is. ``inspect`` takes the layers of ``--layers`` (seconds grow with their number).
 """
 
 from __future__ import annotations
@@ -122,8 +120,7 @@ def measure(arguments: list[str], limit: float) -> tuple[float, float, int]:
     start = time.perf_counter()
     child = os.fork()
     if child == 0:
-        if arguments[0] != "inspect":
-            resource.setrlimit(resource.RLIMIT_AS, (int(limit),) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (int(limit),) * 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         program = "from mpcore.cli import main; main()"
         os.execv(sys.executable, [sys.executable, "-c", program, *arguments, "--quiet"])
