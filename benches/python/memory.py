@@ -3,9 +3,9 @@
     .venv/bin/python benches/python/memory.py [--gigabytes 8] [--limit 2] [--layers GLOB] [--keep FOLDER]
 
 Writes a synthetic sharded bfloat16 checkpoint of a decoder (hidden size 4096, widening to 11008, vocabulary 32000) and
-runs the three commands in processes of their own, each in ``--limit`` GB of address space (RLIMIT_AS: all that is mapped,
-used or not). Prints seconds and the peaks of resident memory; files are read, never mapped, so that the peak is all there
-is. ``inspect`` takes the layers of ``--layers`` (seconds grow with their number).
+runs the three commands in processes of their own, each in ``--limit`` GB of address space (RLIMIT_AS: all that is
+mapped, used or not). Prints seconds and the peaks of resident memory; files are read, never mapped, so that the peak
+is all there is. ``inspect`` takes the layers of ``--layers`` (seconds grow with their number).
 """
 
 from __future__ import annotations

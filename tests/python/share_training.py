@@ -25,7 +25,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 3e-3, "accumulate": 3, "ema": 0.5, "features": 1.0},
     "sgd": {"optimizer": "sgd", "lr": 0.05},
 }
-DROPPING = DistillSettings(epochs=2, lr=3e-3, save_every=1, accumulate=2, ema=0.5)
+DROPPING = DistillSettings(epochs=2, dropout=True, lr=3e-3, save_every=1, accumulate=2, ema=0.5)
 
 
 def shared_training(name: str, dtype: torch.dtype) -> nn.Module:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from mpcore.models.objective import distillation_loss
 from mpcore.models.optimizer import learning_rate
 from mpcore.models.shuffle import ShuffledBatches
 
-QUICK = DistillSettings(epochs=2, lr=3e-3, save_every=3)
+QUICK = DistillSettings(epochs=2, lr=3e-3, dropout=True, save_every=3)
 
 
 def test_the_loss_is_the_formula() -> None:
@@ -67,6 +69,17 @@ def test_batchnorm_statistics_move_only_on_request() -> None:
     assert not torch.equal(student.state_dict()["blocks.0._bn0.running_mean"], before)
 
 
+def test_dropout_drops_only_on_request() -> None:
+    """A student that still is its teacher answers alike, so without dropout nothing but rounding is left to learn."""
+    losses = []
+    for dropout in (False, True):
+        _, teacher, _ = pair()
+        settings = DistillSettings(epochs=1, lr=1e-9, alpha=1.0, dropout=dropout)
+        history = train_student(copy.deepcopy(teacher), teacher, {}, batches("list"), settings=settings)
+        losses.append(max(entry.loss for entry in history.entries))
+    assert losses[0] < 1e-7 < 1e-6 < losses[1]
+
+
 def test_unlabelled_batches_train_on_the_teacher_alone() -> None:
     student, teacher, masks = pair()
     history = train_student(student, teacher, masks, [X[:24], X[24:]], settings=DistillSettings(epochs=8, lr=3e-3))
@@ -105,7 +118,7 @@ def test_a_finished_training_is_taken_up_as_it_ended(tmp_path: Path) -> None:
 def test_a_state_of_another_training_is_refused_and_resume_false_starts_again(tmp_path: Path) -> None:
     student, teacher, masks = pair()
     train_student(student, teacher, masks, batches("list"), settings=QUICK, folder=tmp_path)
-    other = DistillSettings(epochs=2, lr=1e-3)
+    other = replace(QUICK, lr=1e-3)
     fresh, _, _ = pair()
     with pytest.raises(ValueError, match=r"lr was 0.003, now 0.001.*resume=False"):
         train_student(fresh, teacher, masks, batches("list"), settings=other, folder=tmp_path)

@@ -9,6 +9,7 @@ from nets import images, tiny_vit
 from torch import nn
 
 from mpcore import fit_edges
+from mpcore.models.export import state_sha256
 from mpcore.models.hybrid import HybridSettings, _State, hybrid
 from mpcore.models.inventory import inventory
 
@@ -98,3 +99,49 @@ def test_mistakes_are_named():
         hybrid(model, [], edges, data, settings)
     with pytest.raises(ValueError, match=r"target [+] overshoot < 1"):
         HybridSettings(target=0.99)
+
+
+class PowerCut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_an_interrupted_schedule_ends_with_the_same_bits(tmp_path, after):
+    whole, layers, edges, data, settings = setting()
+    expected_masks, expected = hybrid(whole, layers, edges, data, settings)
+    told = []
+
+    def stop(cycle):
+        told.append(cycle)
+        if len(told) == after:
+            raise PowerCut
+
+    cut, *_ = setting()
+    with pytest.raises(PowerCut):
+        hybrid(cut, layers, edges, data, settings, folder=tmp_path, progress=stop)
+    again, *_ = setting()
+    masks, cycles = hybrid(again, layers, edges, data, settings, folder=tmp_path, progress=told.append)
+    assert told == cycles == expected
+    assert state_sha256(again) == state_sha256(whole)
+    assert all(torch.equal(masks[name], expected_masks[name]) for name in expected_masks)
+
+
+def test_a_state_of_another_schedule_or_network_is_refused_and_resume_false_starts_again(tmp_path):
+    model, layers, edges, data, settings = setting()
+    hybrid(model, layers, edges, data, settings, folder=tmp_path)
+    fresh, *_, other = setting(priority="pruned")
+    with pytest.raises(ValueError, match=r"priority was 'protected', now 'pruned'.*resume=False"):
+        hybrid(fresh, layers, edges, data, other, folder=tmp_path)
+    with pytest.raises(ValueError, match="dense_sha256 was"):
+        hybrid(model, layers, edges, data, settings, folder=tmp_path)
+    fresh, *_ = setting()
+    _, cycles = hybrid(fresh, layers, edges, data, other, folder=tmp_path, resume=False)
+    assert len(cycles) == 3
+
+
+def test_a_damaged_state_is_an_error_that_names_the_file(tmp_path):
+    model, layers, edges, data, settings = setting()
+    (tmp_path / "progress").mkdir()
+    (tmp_path / "progress" / "hybrid.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"hybrid\.safetensors: not a state of a schedule"):
+        hybrid(model, layers, edges, data, settings, folder=tmp_path)

@@ -26,6 +26,9 @@ def distill(
     precision: Annotated[
         str, typer.Option(metavar="NAME", help="float32, or bfloat16 for the forward passes alone.")
     ] = "float32",
+    dropout: Annotated[
+        bool, typer.Option("--dropout", help="Let the model's dropout and stochastic depth act.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="RUN", help="Work in a copy of the run folder made here.")
     ] = None,
@@ -55,7 +58,7 @@ def distill(
             train, mpcore.load(folder, which="model"), batch_size=batch_size, workers=workers, seed=seed, limit=limit
         )
         settings: dict[str, Any] = {} if lr is None else {"lr": lr}
-        settings |= {"optimizer": optimizer, "accumulate": accumulate, "precision": precision}
+        settings |= {"optimizer": optimizer, "accumulate": accumulate, "precision": precision, "dropout": dropout}
         mpcore.distill(folder, data, epochs=epochs, seed=seed, resume=resume, progress=console.progress, **settings)
         if processes.main:
             show_run(console, folder)

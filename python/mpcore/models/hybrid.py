@@ -14,7 +14,9 @@ References:
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +29,8 @@ from torch.nn import functional
 from mpcore.budget import layer_weights
 from mpcore.models.apply import Matrix, layer_of
 from mpcore.models.batches import forward, place, split
+from mpcore.models.export import state_sha256
+from mpcore.models.hybridstate import HybridState
 from mpcore.models.restore import Priority, reallocate
 from mpcore.records import LayerInfo
 
@@ -96,9 +100,14 @@ def hybrid(
     train: Sequence[Any],
     settings: HybridSettings | None = None,
     *,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = True,
     progress: Callable[[Cycle], None] = lambda _: None,
 ) -> tuple[dict[str, Tensor], list[Cycle]]:
     """Prune ``model`` in place along the schedule; the dense model it starts as is the teacher of phase A.
+
+    A schedule that was interrupted takes up from the last whole cycle in ``folder``, given the same dense model, and
+    ends with the bits of an uninterrupted one on the same machine and with the same number of threads.
 
     Args:
         model: trained; left in evaluation mode, BatchNorm statistics as they were.
@@ -106,21 +115,29 @@ def hybrid(
         sigma_plus: edge of each, measured once on the dense model.
         train: batches ``(inputs, targets)``, or ``inputs`` (then only the dense logits are followed).
         settings: None takes the defaults.
-        progress: told of every cycle.
+        folder: gets ``progress/hybrid.safetensors`` after every cycle; None keeps nothing.
+        resume: take up an earlier state; False starts again.
+        progress: told of every cycle, once it is on disk.
 
     Returns:
         Masks (true = kept) in the weights' shapes by layer, and the cycles.
 
     Raises:
-        ValueError: without layers or batches, or settings out of range.
+        ValueError: without layers or batches, for settings out of range, or a state in ``folder`` that another schedule
+            left.
     """
     settings = settings or HybridSettings()
     if not layers or not len(train):
         raise ValueError(f"hybrid: {len(layers)} layers and {len(train)} batches, wanted at least one of each")
     state = _State(model, [layer.name for layer in layers], train, settings)
-    cycles, plan = [], settings.cycles()
+    on_disk = HybridState(folder, _identity(model, state.names, sigma_plus, train, settings))
+    position = on_disk.load(model, state.kept, state.value) if resume else None
+    cycles = []
+    if position is not None:
+        state.seen, cycles = position["seen"], [Cycle(**cycle) for cycle in position["cycles"]]
+    plan = settings.cycles()
     total = max(sum(kind == "ser" for kind, _ in plan), 1)
-    for number, (kind, sparsity) in enumerate(plan):
+    for number, (kind, sparsity) in enumerate(plan[len(cycles) :], start=len(cycles)):
         seen, restored = state.seen, 0.0
         if kind == "magnitude":
             state.remove(dict.fromkeys(state.names, 1.0), sparsity)
@@ -130,8 +147,27 @@ def hybrid(
             done = number - (len(plan) - total)
             state.train_kept(settings.recovery_lr, settings.recovery_epochs * (1 + done / max(total - 1, 1)))
         cycles.append(Cycle(kind, state.sparsity(), restored, state.seen - seen))
+        told = [vars(cycle) for cycle in cycles]
+        on_disk.save(model, state.kept, state.value, {"seen": state.seen, "cycles": told})
         progress(cycles[-1])
     return state.kept, cycles
+
+
+def _identity(
+    model: nn.Module,
+    names: Sequence[str],
+    sigma_plus: Mapping[str, float],
+    train: Sequence[Any],
+    settings: HybridSettings,
+) -> dict[str, Any]:
+    """What a state on disk must agree on to be taken up."""
+    edges = {name: float(sigma_plus[name]) for name in names}
+    return {
+        **dataclasses.asdict(settings),
+        "batches": len(train),
+        "edges": edges,
+        "dense_sha256": state_sha256(model),
+    }
 
 
 class _State:

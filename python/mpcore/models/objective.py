@@ -41,6 +41,9 @@ class DistillSettings:
             student; 0 is off.
         features: weight of the mean over pruned layers and samples of ||s - t||^2 / ||t||^2, s and t a layer's output
             in student and teacher; 0 is off. The teacher must have the student's channel order, as a run's own has.
+        dropout: let dropout and stochastic depth drop, and whatever else a module does in training only. Off by
+            default: a student starts trained, and a few epochs of noise that its teacher has not move it away from the
+            teacher's answers.
         update_batchnorm: renew running means and variances. Off by default: with a few thousand images they get worse,
             not better, and a pruned network with the dense one's output means needs no new ones.
         seed: of shuffling, augmentation and dropout.
@@ -63,6 +66,7 @@ class DistillSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     ema: float = 0.0
     features: float = 0.0
+    dropout: bool = False
     update_batchnorm: bool = False
     seed: int = 0
     save_every: int = 200

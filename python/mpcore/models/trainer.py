@@ -91,7 +91,7 @@ class Trainer:
         for _ in range(self.step):
             advance("resumed")
         for epoch in range(self.step // self.steps, self.settings.epochs):
-            _set_modes(self.student, self.teacher, update_batchnorm=self.settings.update_batchnorm)
+            _set_modes(self.student, self.teacher, self.settings)
             done = self.step - epoch * self.steps
             batches = _epoch(train, self.settings.seed, epoch, self.batches, self.processes.rank)
             for index, group in enumerate(_grouped(batches, self.settings.accumulate)):
@@ -150,12 +150,12 @@ class Trainer:
             self.losses = [0.0, 0.0]
 
 
-def _set_modes(student: nn.Module, teacher: nn.Module | None, *, update_batchnorm: bool) -> None:
-    student.train()
-    if not update_batchnorm:
-        for module in student.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+def _set_modes(student: nn.Module, teacher: nn.Module | None, settings: DistillSettings) -> None:
+    """Training mode for what the settings ask for, evaluation mode for the rest."""
+    student.train(settings.dropout)
+    for module in student.modules():
+        if isinstance(module, _BatchNorm):
+            module.train(settings.update_batchnorm)
     if teacher is not None:
         teacher.eval()
 

@@ -61,7 +61,7 @@ class TrainState:
         with atomic(self.folder / STATE) as temporary:
             # A copy of each: safetensors refuses tensors that share memory.
             copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-            about["seal"] = _seal(about, copies)
+            about["seal"] = seal(about, copies)
             save_file(copies, temporary, metadata={"state": json.dumps(about)})
         with atomic(self.folder / LOG) as temporary:
             lines = (json.dumps(entry) + "\n" for entry in position["entries"])
@@ -80,22 +80,22 @@ class TrainState:
             with safetensors.safe_open(path, framework="pt") as file:
                 about = json.loads(file.metadata()["state"])
             tensors = load_file(path)
-            if about.pop("seal", None) != _seal(about, tensors):
+            if about.pop("seal", None) != seal(about, tensors):
                 raise ValueError("it has changed since it was written; start again with resume=False")
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a state of a training ({error})") from None
         self._check(path, about["identity"])
-        self.model.load_state_dict(_part(tensors, "model."))
-        for name, tensor in _part(tensors, "average.").items():
+        self.model.load_state_dict(part(tensors, "model."))
+        for name, tensor in part(tensors, "average.").items():
             self.average[name].copy_(tensor)
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _part(tensors, "optimizer.").items():
+        for name, tensor in part(tensors, "optimizer.").items():
             index, _, key = name.partition(".")
             moments.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         rank = self.processes.rank
-        self._generators = _part(tensors, f"generator.{rank}."), about["generators"][rank]
+        self._generators = part(tensors, f"generator.{rank}."), about["generators"][rank]
         position: dict[str, Any] = about["position"]
         return position
 
@@ -111,7 +111,7 @@ class TrainState:
                 raise ValueError(f"{path}: belongs to another training ({difference}); start again with resume=False")
 
 
-def _seal(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def seal(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of everything in a state, so that a damaged one is not taken up."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
@@ -120,5 +120,6 @@ def _seal(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, under the rest of their names."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
