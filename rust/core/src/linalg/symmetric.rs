@@ -372,3 +372,6 @@ fn add_products<R, const M: usize, const V: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

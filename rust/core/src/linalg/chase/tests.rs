@@ -87,7 +87,7 @@ fn degenerate_matrices_are_no_exception() {
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    let (n, a) = (300, random(300, 9));
+    let (n, a) = (1100, random(1100, 9)); // above LONG
     let run = |threads| with_threads(Some(threads), || two_stages::<f32>(&a, n));
     assert_eq!(run(1), run(2));
     assert_eq!(run(1), run(3));
