@@ -146,43 +146,6 @@ pub fn invert_lower<T: Real>(l: &[T], n: usize) -> Vec<T> {
     inverse
 }
 
-/// C += A B' of row-major slices: `a` is (m x k), `b` is (n x k), `c` is (m x n).
-pub fn add_product_transposed<T: Real>(
-    c: &mut [T],
-    a: &[T],
-    b: &[T],
-    (m, k, n): (usize, usize, usize),
-) {
-    faer::linalg::matmul::matmul(
-        MatMut::from_row_major_slice_mut(c, m, n),
-        Accum::Add,
-        MatRef::from_row_major_slice(a, m, k),
-        MatRef::from_row_major_slice(b, n, k).transpose(),
-        num_traits::one::<T>(),
-        Par::Seq,
-    );
-}
-
-/// A B for the columns `first .. first + n` of a row-major `b` of `columns` columns; `a` is (m x k), the result (m x n).
-#[must_use]
-pub fn times_columns<T: Real>(
-    a: &[T],
-    b: &[T],
-    (m, k, n): (usize, usize, usize),
-    (first, columns): (usize, usize),
-) -> Vec<T> {
-    let mut c = vec![T::default(); m * n];
-    faer::linalg::matmul::matmul(
-        MatMut::from_row_major_slice_mut(&mut c, m, n),
-        Accum::Replace,
-        MatRef::from_row_major_slice(a, m, k),
-        MatRef::from_row_major_slice(b, k, columns).subcols(first, n),
-        num_traits::one::<T>(),
-        Par::Seq,
-    );
-    c
-}
-
 /// Diagonal and superdiagonal of a bidiagonal matrix with the singular values of the column-major (m x n) `a`, m >= n.
 ///
 /// `a` is overwritten.

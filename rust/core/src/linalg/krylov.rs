@@ -4,18 +4,12 @@
 
 use std::borrow::Cow;
 
-use rayon::prelude::*;
-
 use crate::Result;
 use crate::linalg::dense::{self, Real};
 use crate::linalg::orthogonal::orthonormalise;
 use crate::linalg::pass::Pass;
-use crate::linalg::reduce;
-use crate::linalg::values::{PowerOfTwo, exponent, largest_magnitude, scale};
+use crate::linalg::values::{self, PowerOfTwo, exponent, largest_magnitude, scale};
 use crate::random::Random;
-
-/// Columns of a product that one task computes.
-const TILE: usize = 256;
 
 /// A as an operator; products in float32 if its entries are and they need not be exact, else in float64; blocks in float64.
 pub(crate) struct Operator<'a, T: Real> {
@@ -71,14 +65,9 @@ impl<'a, T: Real> Operator<'a, T> {
         self.rows < self.columns
     }
 
-    /// Squared Frobenius norm, summed in blocks.
+    /// Squared Frobenius norm.
     pub(crate) fn squared_norm(&self) -> f64 {
-        let blocks: Vec<f64> = self
-            .w
-            .par_chunks(1 << 14)
-            .map(|block| reduce::moments(block, PowerOfTwo::new(0), f64::INFINITY).second)
-            .collect();
-        blocks.iter().sum()
+        values::moments(&self.w, PowerOfTwo::new(0), f64::INFINITY).second
     }
 
     /// X A for a block X of vectors on the short side.
@@ -127,28 +116,6 @@ fn wide<T: Real>(value: T) -> f64 {
 
 fn cast<T: Real>(value: f64) -> T {
     <T as num_traits::NumCast>::from(value).unwrap_or_else(T::nan)
-}
-
-/// A (block x length) matrix from its column tiles, each (block x width).
-fn tiled<T: Real>(
-    block: usize,
-    length: usize,
-    tile: impl Fn(usize, usize) -> Vec<T> + Sync,
-) -> Vec<f64> {
-    let tiles: Vec<Vec<T>> = (0..length.div_ceil(TILE))
-        .into_par_iter()
-        .map(|i| tile(i * TILE, TILE.min(length - i * TILE)))
-        .collect();
-    let mut whole = vec![0.0; block * length];
-    for (i, values) in tiles.iter().enumerate() {
-        let width = TILE.min(length - i * TILE);
-        for (row, line) in values.chunks_exact(width).enumerate() {
-            for (column, value) in line.iter().enumerate() {
-                whole[row * length + i * TILE + column] = wide(*value);
-            }
-        }
-    }
-    whole
 }
 
 /// An orthonormal basis Q (d x short), T = Q A A' Q', and the block that would come next.
@@ -208,32 +175,19 @@ impl<'a, T: Real> Space<'a, T> {
         self.basis.extend_from_slice(&self.next);
         let mut image = self.operator.there_and_back(&self.next);
         self.products += 2 * block;
-        let first = self.project_out(&mut image, block);
-        self.project_out(&mut image, block);
+        let first = self.project_out(&mut image);
+        self.project_out(&mut image);
         self.grow(old, block, &first);
         self.coupling = orthonormalise(&mut image, length, &self.basis, &mut self.random);
         self.next = image;
         self.last = block;
     }
 
-    /// Remove the basis from the block; returns the coordinates (d x block).
-    fn project_out(&self, image: &mut [f64], block: usize) -> Vec<f64> {
-        let (length, size) = (self.operator.short(), self.dimension());
-        let image_in: &[f64] = image;
-        let coordinates = tiled(block, size, |first, width| {
-            let mut tile = vec![0.0; block * width];
-            let rows = &self.basis[first * length..(first + width) * length];
-            dense::add_product_transposed(&mut tile, image_in, rows, (block, length, width));
-            tile
-        });
-        let inside = tiled(block, length, |first, width| {
-            dense::times_columns(
-                &coordinates,
-                &self.basis,
-                (block, size, width),
-                (first, length),
-            )
-        });
+    /// Remove the basis from the block; returns the coordinates (block x d).
+    fn project_out(&self, image: &mut [f64]) -> Vec<f64> {
+        let basis = Pass::new(&self.basis, self.operator.short());
+        let coordinates = basis.times_transposed::<f64>(image);
+        let inside = basis.times::<f64>(&coordinates);
         for (value, part) in image.iter_mut().zip(inside) {
             *value -= part;
         }
@@ -295,16 +249,8 @@ impl<'a, T: Real> Space<'a, T> {
 
     /// The first `count` Ritz vectors, one per row.
     pub(crate) fn vectors(&self, ritz: &Ritz, count: usize) -> Vec<f64> {
-        let (length, size) = (self.operator.short(), self.dimension());
-        let coordinates = &ritz.coordinates[..count * size];
-        tiled(count, length, |first, width| {
-            dense::times_columns(
-                coordinates,
-                &self.basis,
-                (count, size, width),
-                (first, length),
-            )
-        })
+        let coordinates = &ritz.coordinates[..count * self.dimension()];
+        Pass::new(&self.basis, self.operator.short()).times::<f64>(coordinates)
     }
 
     /// Thick restart: keep the first `count` Ritz vectors as the basis; the next block stays.
