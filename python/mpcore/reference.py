@@ -65,11 +65,16 @@ def admm(W: Array, gram: Array, keep: int, group: int, damping: float, steps: in
     A, V = moments / np.outer(scale, scale), W * scale
     kept = largest(np.abs(V), keep, group)
     D, U = np.where(kept, V, 0.0), np.zeros(V.shape)
+    most = 0
     for step in range(steps):
-        rho = 0.05 * 1.12 ** (step // 5 * 5 + 2)  # in stairs of five steps
+        if step % 5 == 0:
+            if step > 0 and most < 1e-4 * W.size:
+                break  # five steps hardly changed the mask
+            rho, most = 0.05 * 1.12 ** (step + 2), 0  # in stairs of five steps
         Z = np.linalg.solve(A + rho * np.eye(len(A)), (V @ A + rho * (D - U)).T).T
         Y = Z + U
-        kept = largest(np.abs(Y), keep, group)
+        before, kept = kept, largest(np.abs(Y), keep, group)
+        most = max(most, int(np.count_nonzero(before != kept)))
         D = np.where(kept, Y, 0.0)
         U = Y - D
     for row, goal, mask in zip(D, V, kept, strict=True):

@@ -115,6 +115,26 @@ def test_rows_by_segments_equal_rows_of_whole_forward_passes(build, channels, si
         assert torch.equal(path.output(1), net(batches[1]))
 
 
+@pytest.mark.parametrize(("build", "channels", "size"), [(tiny_vit, 1, 8), (TinyConvNet, 3, 16)])
+@pytest.mark.parametrize("most", [1 << 30, 0])
+def test_a_segment_run_ahead_gives_the_rows_and_outputs_of_one_run_per_layer(build, channels, size, most):
+    net, batches = build(), [images(3, channels=channels, size=size, seed=s) for s in (1, 2)]
+    names = [name for name, module in net.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    names = [name for name in names if getattr(net.get_submodule(name), "groups", 1) == 1]
+    segments, settings = find_segments(net, names, batches[0]), {"positions": 5, "seed": 7}
+    plain, ahead = Path(net, segments, batches), Path(net, segments, batches)
+    for segment in segments:
+        plain.advance()
+        ahead.advance()
+        inside = [name for name in names if name.startswith(f"{segment}.")]
+        ahead.run_ahead(inside, **settings, most=most)
+        for name in inside:
+            assert all(torch.equal(plain.rows(name, k, **settings), ahead.rows(name, k, **settings)) for k in range(2))
+    plain.advance()
+    ahead.advance()
+    assert torch.equal(plain.output(1), ahead.output(1))
+
+
 class SkipsABlock(nn.Module):
     """The output reads the first block too, so that the blocks are no chain."""
 

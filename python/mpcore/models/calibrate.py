@@ -67,9 +67,9 @@ class Accumulator:
     def add(self, rows: Tensor) -> None:
         """Take in rows (n, columns), float32."""
         self.count += len(rows)
-        self.sum += rows.sum(0, dtype=torch.float64).cpu()
+        self.sum += rows.sum(0).double().cpu()
         if self.gram is None:
-            self.square += rows.square().sum(0, dtype=torch.float64).cpu()
+            self.square += rows.square().sum(0).double().cpu()
         else:
             self.gram += (rows.T @ rows).double().cpu()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -109,26 +109,60 @@ class Path:
         self._inputs: list[Tensor] = []  # first argument of the current segment, one per batch
         self._output: Any = None  # as the last segment returned it, to copy its structure
         self._extras: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = defaultdict(list)
+        self._rows: list[dict[str, Tensor]] = []  # of the current segment's layers, one per batch, if it was run ahead
+        self._outputs: list[Any] = []  # of the current segment, one per batch, if it was run ahead
+
+    @torch.inference_mode()
+    def run_ahead(self, layers: Sequence[str], *, positions: int, seed: int, most: int) -> None:
+        """Run the current segment once, for the :meth:`rows` of all its ``layers`` and for :meth:`advance`.
+
+        Only right for weights that stay as they are. Where the rows take more than ``most`` bytes, and outside the
+        segments, nothing is kept, and the stage is run again whenever something of it is wanted.
+        """
+        if not 1 <= self.stage <= len(self.segments):
+            return
+        for index in range(len(self.batches)):
+            with self._catch(layers, index, positions, seed) as found:
+                self._outputs.append(self._run(index))
+            self._rows.append(found)
+            if sum(rows.nbytes for rows in self._rows[0].values()) * len(self.batches) > most:
+                self._rows, self._outputs = [], []
+                return
 
     @torch.inference_mode()
     def rows(self, layer: str, index: int, *, positions: int, seed: int) -> Tensor:
         """Input rows of ``layer`` in batch ``index``; the layer must lie in the current stage."""
-        found: list[Tensor] = []
-
-        def hook(module: Layer, args: tuple[Tensor, ...]) -> None:
-            found.append(input_rows(module, args[0], positions, batch_seed(seed, index))[0])
-            raise _Reached
-
-        handle = self.model.get_submodule(layer).register_forward_pre_hook(hook)
-        try:
+        if self._rows and layer in self._rows[index]:
+            return self._rows[index][layer]
+        with self._catch([layer], index, positions, seed, end=True) as found, suppress(_Reached):
             self._run(index)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
         if not found:
             raise RuntimeError(f"layer {layer}: not reached in stage {self.stage}")
-        return found[0]
+        return found[layer]
+
+    @contextmanager
+    def _catch(
+        self, layers: Sequence[str], index: int, positions: int, seed: int, *, end: bool = False
+    ) -> Iterator[dict[str, Tensor]]:
+        """Within the block, the input rows of the first call of each of ``layers``; it may ``end`` the pass."""
+        found: dict[str, Tensor] = {}
+
+        def hook(layer: str) -> Any:
+            def catch(module: Layer, args: tuple[Tensor, ...]) -> None:
+                if layer not in found:  # cloned, since what follows may work in place
+                    rows = input_rows(module, args[0], positions, batch_seed(seed, index))[0]
+                    found[layer] = rows if end else rows.clone()
+                if end:
+                    raise _Reached
+
+            return catch
+
+        handles = [self.model.get_submodule(layer).register_forward_pre_hook(hook(layer)) for layer in layers]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @torch.inference_mode()
     def advance(self) -> None:
@@ -137,8 +171,9 @@ class Path:
             self._enter_first()
         elif self.stage <= len(self.segments):
             for index in range(len(self.batches)):
-                self._output = self._run(index)
+                self._output = self._outputs[index] if self._outputs else self._run(index)
                 self._inputs[index] = _first_tensor(self._output)
+        self._rows, self._outputs = [], []
         self.stage += 1
 
     @torch.inference_mode()

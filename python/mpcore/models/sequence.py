@@ -2,7 +2,8 @@
 
 Inputs of a layer come from the already pruned prefix and its targets from the dense model, so that a layer also repairs
 what the layers before it broke. Moments are streamed: memory is O(columns^2) for the one layer in hand, plus the
-activations of the calibration set at one block boundary of each path.
+activations of the calibration set at one block boundary of each path, plus the inputs of the layers of one block where
+they take no more than :data:`AHEAD`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from mpcore.records import Pattern, PlannedLayer
 
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
 """Relative error of a mean of float32 squares."""
+AHEAD = 1 << 30
+"""Most bytes of inputs of one block's layers that are kept so that the dense block runs once, not once per layer."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,11 @@ class Walk:
                 self.pruned_path.advance()
             else:
                 self.pruned_path.stage += 1
+            if self.recipe.sequence != "sequential":
+                stage = self.dense_path.stage
+                layers = [layer for layer in self.order if self.stages[layer] == stage]
+                settings = {"positions": self.recipe.positions, "seed": self.seed}
+                self.dense_path.run_ahead(layers, **settings, most=AHEAD)
 
     def problem(self, name: str) -> tuple[Problem, CrossMoments, bool]:
         """The layer's problem, the moments behind it, and whether its mean output can be corrected."""
@@ -141,7 +149,7 @@ class Walk:
             if both:
                 x = self.dense_path.rows(name, index, positions=self.recipe.positions, seed=self.seed)
                 cross += (x.T @ z).double().cpu()
-                dense_sum += x.sum(0, dtype=torch.float64).cpu()
+                dense_sum += x.sum(0).double().cpu()
         moments = total.moments()
         if not both:
             assert moments.gram is not None
@@ -166,7 +174,9 @@ def _problem(weight: Matrix, moments: CrossMoments, damping: float, *, centred: 
     target = weight
     if moments.cross is not moments.pruned.gram:
         ridge = max(damping * float(np.diagonal(gram).mean()), np.finfo(np.float64).tiny) * np.eye(len(gram))
-        target = np.linalg.solve(gram + ridge, (weight.astype(np.float64) @ (cross + ridge)).T).T.astype(np.float32)
+        wanted = weight.astype(np.float64) @ (cross + ridge)
+        solved = torch.linalg.solve(torch.from_numpy(gram + ridge), torch.from_numpy(wanted.T))
+        target = solved.T.numpy().astype(np.float32)
     return Problem(weight, np.ascontiguousarray(target), moments.pruned, gram)
 
 
