@@ -6,8 +6,8 @@ use mpcore_core::sparse::{Activation, Field, Input, Layer, Order, Output, Team, 
 use mpcore_core::threads::remember_process;
 use mpcore_core::vector::Level;
 use numpy::{
-    IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArrayDyn,
-    PyReadwriteArrayDyn, PyUntypedArrayMethods,
+    IntoPyArray, PyArray2, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
+    PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -73,16 +73,37 @@ fn instruction_sets() -> Vec<&'static str> {
 #[pyclass(frozen, module = "mpcore._native")]
 struct NmWeights(Weights);
 
-#[derive(FromPyObject)]
 enum Values<'py> {
     F32(PyReadonlyArrayDyn<'py, f32>),
     Bf16(PyReadonlyArrayDyn<'py, u16>),
 }
 
-#[derive(FromPyObject)]
 enum Room<'py> {
     F32(PyReadwriteArrayDyn<'py, f32>),
     Bf16(PyReadwriteArrayDyn<'py, u16>),
+}
+
+// Not derived: that tries the variants in turn, and the exception of each one that fails costs 5 us.
+impl<'py> FromPyObject<'_, 'py> for Values<'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match object.cast::<PyArrayDyn<u16>>() {
+            Ok(array) => Ok(Self::Bf16(array.try_readonly()?)),
+            Err(_) => Ok(Self::F32(object.extract()?)),
+        }
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Room<'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match object.cast::<PyArrayDyn<u16>>() {
+            Ok(array) => Ok(Self::Bf16(array.try_readwrite()?)),
+            Err(_) => Ok(Self::F32(object.extract()?)),
+        }
+    }
 }
 
 /// bias, activation, rounding of the inputs to bfloat16, threads, use of the OpenMP runtime
