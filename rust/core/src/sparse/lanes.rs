@@ -1,7 +1,8 @@
 //! Few tokens: sixteen rows lie along the lanes, and the inputs of each weight are selected in registers.
 //!
 //! Nothing is packed and every weight is read once, so one token costs what the memory takes to deliver 4.5 bytes per
-//! kept weight. Columns are cut into windows of up to 16; in a window every row has the same number of entries.
+//! kept weight, or 2.5 where all of them are values of bfloat16. Columns are cut into windows of up to 16; in a window
+//! every row has the same number of entries.
 
 #![expect(
     unsafe_code,
@@ -12,8 +13,9 @@
     reason = "takes on the caller's instruction set"
 )]
 
+use super::grid::Element;
 use super::output::Sink;
-use super::simd::{MOST_LANES, Simd};
+use super::simd::{MOST_LANES, Simd, narrowed, widened};
 use super::weights::Weights;
 use crate::vector::Kernel;
 
@@ -35,9 +37,27 @@ pub(super) struct Lanes {
     /// Entries of a row in a window.
     steps: usize,
     /// (blocks of 16 rows) x windows x steps x 16.
-    values: Vec<f32>,
+    values: Values,
     /// Two steps to a byte, the first in the low half: (blocks) x windows x ceil(steps / 2) x 16.
     places: Vec<u8>,
+}
+
+/// Weights in the shorter of two types that holds them exactly.
+#[derive(Debug)]
+enum Values {
+    F32(Vec<f32>),
+    Bf16(Vec<u16>),
+}
+
+impl Values {
+    fn new(values: Vec<f32>) -> Self {
+        let exact = |&value: &f32| widened(narrowed(value)).to_bits() == value.to_bits();
+        if values.iter().all(exact) {
+            Self::Bf16(values.into_iter().map(narrowed).collect())
+        } else {
+            Self::F32(values)
+        }
+    }
 }
 
 impl Lanes {
@@ -55,23 +75,24 @@ impl Lanes {
         let bytes = steps.div_ceil(2);
         // An entry that is missing in the last window takes the zero behind the last input.
         let spare = (columns % window) as u8;
-        let mut lanes = Self {
-            window,
-            windows,
-            steps,
-            values: vec![0.0; blocks * windows * steps * ROWS],
-            places: vec![spare << 4 | spare; blocks * windows * bytes * ROWS],
-        };
+        let mut values = vec![0.0; blocks * windows * steps * ROWS];
+        let mut places = vec![spare << 4 | spare; blocks * windows * bytes * ROWS];
         for row in 0..rows {
             for (position, (column, value)) in weights.row(row).enumerate() {
                 let (at, step) = (row / ROWS * windows + position / steps, position % steps);
-                lanes.values[(at * steps + step) * ROWS + row % ROWS] = value;
-                let byte = &mut lanes.places[(at * bytes + step / 2) * ROWS + row % ROWS];
+                values[(at * steps + step) * ROWS + row % ROWS] = value;
+                let byte = &mut places[(at * bytes + step / 2) * ROWS + row % ROWS];
                 let (place, half) = ((column % window) as u8, 4 * (step % 2));
                 *byte = *byte & !(15 << half) | place << half;
             }
         }
-        Some(lanes)
+        Some(Self {
+            window,
+            windows,
+            steps,
+            values: Values::new(values),
+            places,
+        })
     }
 
     /// Values of a token's inputs: the columns, and zeros up to the end of what may be read.
@@ -95,6 +116,16 @@ impl<S: Simd> Kernel for Few<'_, S> {
 
     #[inline(always)]
     fn run(self) {
+        match &self.lanes.values {
+            Values::F32(values) => self.products(values),
+            Values::Bf16(values) => self.products(values),
+        }
+    }
+}
+
+impl<S: Simd> Few<'_, S> {
+    #[inline(always)]
+    fn products<E: Element>(&self, values: &[E]) {
         let stride = self.lanes.padded();
         let tokens = self.inputs.len() / stride;
         for first in (0..tokens).step_by(TOKENS) {
@@ -110,7 +141,8 @@ impl<S: Simd> Kernel for Few<'_, S> {
                     1
                 };
                 let mut sums = [[0.0; ROWS]; TOKENS];
-                self.lanes.pass::<S>(block, blocks, inputs, &mut sums);
+                self.lanes
+                    .pass::<S, E>(values, block, blocks, inputs, &mut sums);
                 for (place, sums) in sums[..blocks * count].iter_mut().enumerate() {
                     let (row, token) = ((block + place / count) * ROWS, first + place % count);
                     self.sink.put_rows(token, row, sums);
@@ -123,8 +155,9 @@ impl<S: Simd> Kernel for Few<'_, S> {
 
 impl Lanes {
     #[inline(always)]
-    fn pass<S: Simd>(
+    fn pass<S: Simd, E: Element>(
         &self,
+        values: &[E],
         block: usize,
         blocks: usize,
         inputs: &[f32],
@@ -133,8 +166,8 @@ impl Lanes {
         macro_rules! by_tokens {
             ($($tokens:literal: $blocks:literal),*) => {
                 match (inputs.len() / self.padded(), blocks, self.window > 8) {
-                    $(($tokens, $blocks, false) => self.blocks::<S, $tokens, $blocks, false>(block, inputs, sums),
-                      ($tokens, $blocks, true) => self.blocks::<S, $tokens, $blocks, true>(block, inputs, sums),)*
+                    $(($tokens, $blocks, false) => self.blocks::<S, E, $tokens, $blocks, false>(values, block, inputs, sums),
+                      ($tokens, $blocks, true) => self.blocks::<S, E, $tokens, $blocks, true>(values, block, inputs, sums),)*
                     _ => unreachable!("one to TOKENS tokens"),
                 }
             };
@@ -144,8 +177,9 @@ impl Lanes {
 
     /// Sums of B blocks of 16 rows for T tokens, (blocks x tokens), entry by entry in the order of the columns.
     #[inline(always)]
-    fn blocks<S: Simd, const T: usize, const B: usize, const WIDE: bool>(
+    fn blocks<S: Simd, E: Element, const T: usize, const B: usize, const WIDE: bool>(
         &self,
+        values: &[E],
         first: usize,
         inputs: &[f32],
         sums: &mut [[f32; ROWS]; TOKENS],
@@ -154,11 +188,11 @@ impl Lanes {
         let (block_values, block_places) =
             (self.windows * steps * ROWS, self.windows * bytes * ROWS);
         assert_eq!(inputs.len(), T * stride);
-        assert!((first + B) * block_values <= self.values.len());
+        assert!((first + B) * block_values <= values.len());
         // SAFETY: window w starts at w * window <= stride - MARGIN - window, and reaches 16 values at most; there are
         // `steps` times 16 values and `bytes` times 16 places for each block and window; 16 is a multiple of LANES.
         unsafe {
-            let values = self.values.as_ptr().add(first * block_values);
+            let values = values.as_ptr().add(first * block_values);
             let places = self.places.as_ptr().add(first * block_places);
             let mut totals = [[[S::splat(0.0); T]; ROWS / 8]; B];
             for window in 0..self.windows {
@@ -172,9 +206,10 @@ impl Lanes {
                         for (part, totals) in totals.iter_mut().enumerate().take(ROWS / S::LANES) {
                             let chosen = S::places(places.add(part * S::LANES));
                             let values = values.add(part * S::LANES);
-                            add::<S, T, WIDE>(totals, S::load(values), inputs, stride, chosen);
+                            let weight = E::load::<S>(values, false);
+                            add::<S, T, WIDE>(totals, weight, inputs, stride, chosen);
                             if 2 * pair + 1 < steps {
-                                let weight = S::load(values.add(ROWS));
+                                let weight = E::load::<S>(values.add(ROWS), false);
                                 add::<S, T, WIDE>(
                                     totals,
                                     weight,
