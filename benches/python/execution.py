@@ -1,6 +1,6 @@
 """Sparse layers on this CPU beside the best dense calls: one table of layers, one of whole models.
 
-    python benches/python/execution.py [--full] [--dtype bfloat16] [--isa AVX512_CORE_BF16] [--threads 1 2] [--json PATH]
+    python benches/python/execution.py [--full] [--dtype bfloat16] [--isa AVX512_CORE_BF16] [--threads 1 2]
 
 Every row runs its rivals in turns (OpenBLAS afterwards: two teams of threads disturb each other) and gives the ratio
 of the medians, and of the minima in brackets; above 1 sparse is faster. Weights are packed beforehand on both sides,

@@ -22,7 +22,8 @@ class _SparseLayer(nn.Module):
 
     def __init__(self, matrix: Tensor, bias: Tensor | None, pattern: Pattern) -> None:
         super().__init__()
-        self.pattern, self.columns = pattern, matrix.shape[1]
+        self.pattern = pattern
+        self.sizes = matrix.shape[1], pattern.keep, pattern.group
         values, places = packed_tensors(pack(matrix, pattern))
         self.register_buffer("values", values)
         self.register_buffer("places", places)
@@ -30,7 +31,8 @@ class _SparseLayer(nn.Module):
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor | None, int, int, int]:
         """What the operators take for the weights."""
-        return self.values, self.places, self.bias, self.columns, self.pattern.keep, self.pattern.group
+        buffers = self._buffers  # attributes of a module that are tensors take a slow way
+        return buffers["values"], buffers["places"], buffers["bias"], *self.sizes  # type: ignore[return-value]
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]  # nn.Module's own signature
         layer = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -74,7 +76,7 @@ class SparseConv2d(_SparseLayer):
 
     def extra_repr(self) -> str:
         """Geometry and pattern, for ``print(model)``."""
-        return f"{len(self.values)} x {self.columns}, kernel {self.kernel}, stride {self.stride}, {self.pattern}"
+        return f"{len(self.values)} x {self.sizes[0]}, kernel {self.kernel}, stride {self.stride}, {self.pattern}"
 
 
 class SparseLinear24(nn.Module):

@@ -1,13 +1,16 @@
 //! Packed weights and their products: `mpcore_core::nm::pack` and `mpcore_core::sparse`.
 
+use std::borrow::Cow;
+
+use half::bf16;
 use mpcore_core::nm::Pattern;
 use mpcore_core::nm::pack;
 use mpcore_core::sparse::{Activation, Field, Input, Layer, Order, Output, Team, Weights};
 use mpcore_core::threads::remember_process;
 use mpcore_core::vector::Level;
 use numpy::{
-    IntoPyArray, PyArray2, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
-    PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods,
+    IntoPyArray, PyArray2, PyArrayDyn, PyArrayMethods, PyReadonlyArray2, PyReadonlyArrayDyn,
+    PyReadwriteArrayDyn, PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -108,7 +111,7 @@ impl<'py> FromPyObject<'_, 'py> for Room<'py> {
 
 /// bias, activation, rounding of the inputs to bfloat16, threads, use of the OpenMP runtime
 type Rest<'py> = (
-    Option<PyReadonlyArray1<'py, f32>>,
+    Option<Values<'py>>,
     Option<String>,
     bool,
     Option<usize>,
@@ -215,9 +218,17 @@ impl NmWeights {
         field: &Field,
         (bias, activation, bfloat16, threads, openmp): Rest<'_>,
     ) -> PyResult<()> {
+        let bias = match &bias {
+            None => None,
+            Some(Values::F32(bias)) => Some(Cow::Borrowed(bias.as_slice()?)),
+            Some(Values::Bf16(bias)) => {
+                let wide = |&bits: &u16| bf16::from_bits(bits).to_f32();
+                Some(bias.as_slice()?.iter().map(wide).collect())
+            }
+        };
         let layer = Layer {
             weights: &self.0,
-            bias: bias.as_ref().map(|bias| bias.as_slice()).transpose()?,
+            bias: bias.as_deref(),
             activation: to_activation(activation.as_deref())?,
             bfloat16,
         };
