@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from mpcore.gpu.sparse24 import compress, tune
 from mpcore.gpu.sparse24 import linear as linear24
-from mpcore.models import sparse_ops  # noqa: F401  registers torch.ops.mpcore
-from mpcore.models.sparse_ops import packed_tensors
+from mpcore.models.sparse_ops import nm_conv2d, nm_linear, packed_tensors
 from mpcore.pattern import Pattern
 from mpcore.sparse import pack
 
@@ -51,7 +50,7 @@ class SparseLinear(_SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), in the dtype of x."""
         refuse_gradients(x)
-        result: Tensor = torch.ops.mpcore.nm_linear(x, *self.weights())
+        result: Tensor = nm_linear(x, *self.weights())
         return result
 
     def extra_repr(self) -> str:
@@ -71,7 +70,7 @@ class SparseConv2d(_SparseLayer):
         """(images, channels, height, width) in either memory format -> the same format."""
         refuse_gradients(x)
         geometry = self.kernel, self.stride, self.padding, self.dilation
-        result: Tensor = torch.ops.mpcore.nm_conv2d(x, *self.weights(), *geometry)
+        result: Tensor = nm_conv2d(x, *self.weights(), *geometry)
         return result
 
     def extra_repr(self) -> str:

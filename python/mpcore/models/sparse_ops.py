@@ -147,3 +147,6 @@ for _name, _function in (("nm_linear", _linear), ("nm_conv2d", _conv2d)):
     _LIBRARY.impl(_name, _function, "CPU")
 torch.library.register_fake("mpcore::nm_linear", _linear_shape, lib=_LIBRARY)
 torch.library.register_fake("mpcore::nm_conv2d", _conv2d_shape, lib=_LIBRARY)
+
+nm_linear: Any = torch.ops.mpcore.nm_linear.default
+nm_conv2d: Any = torch.ops.mpcore.nm_conv2d.default
