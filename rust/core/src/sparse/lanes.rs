@@ -1,6 +1,6 @@
 //! Few tokens: sixteen rows lie along the lanes, and the inputs of each weight are selected in registers.
 //!
-//! Nothing is packed and every weight is read once, so one token costs what the memory takes to deliver 4.5 bytes per
+//! Nothing is packed and every weight is read once for up to 12 tokens, so one token costs what the memory takes to deliver 4.5 bytes per
 //! kept weight, or 2.5 where all of them are values of bfloat16. Columns are cut into windows of up to 16; in a window
 //! every row has the same number of entries.
 
@@ -15,14 +15,20 @@
 
 use super::grid::Element;
 use super::output::Sink;
-use super::simd::{MOST_LANES, Simd, narrowed, widened};
+use super::simd::{MOST_LANES, Simd, narrowed};
 use super::weights::Weights;
 use crate::vector::Kernel;
 
 /// Rows that lie along the lanes: one register of AVX-512, two of AVX2.
 pub(super) const ROWS: usize = 16;
-/// Most tokens of one pass over the weights.
-pub(super) const TOKENS: usize = 6;
+/// Most tokens of one pass over the weights, whose sums take that many registers of AVX-512.
+const TOKENS: usize = 12;
+
+/// The same of an instruction set with other registers.
+const fn most<S: Simd>() -> usize {
+    TOKENS * S::LANES / ROWS
+}
+
 /// Registers of sums of AVX2 that are in use at once, where there are enough rows.
 const CHAINS: usize = 8;
 /// Values behind the last window that may be read.
@@ -50,9 +56,8 @@ enum Values {
 }
 
 impl Values {
-    fn new(values: Vec<f32>) -> Self {
-        let exact = |&value: &f32| widened(narrowed(value)).to_bits() == value.to_bits();
-        if values.iter().all(exact) {
+    fn new(values: Vec<f32>, bfloat16: bool) -> Self {
+        if bfloat16 {
             Self::Bf16(values.into_iter().map(narrowed).collect())
         } else {
             Self::F32(values)
@@ -90,7 +95,7 @@ impl Lanes {
             window,
             windows,
             steps,
-            values: Values::new(values),
+            values: Values::new(values, weights.bfloat16),
             places,
         })
     }
@@ -128,8 +133,11 @@ impl<S: Simd> Few<'_, S> {
     fn products<E: Element>(&self, values: &[E]) {
         let stride = self.lanes.padded();
         let tokens = self.inputs.len() / stride;
-        for first in (0..tokens).step_by(TOKENS) {
-            let count = TOKENS.min(tokens - first);
+        // As even as can be.
+        let passes = tokens.div_ceil(most::<S>());
+        for pass in 0..passes {
+            let first = tokens * pass / passes;
+            let count = tokens * (pass + 1) / passes - first;
             let inputs = &self.inputs[first * stride..][..count * stride];
             // Eight chains of sums, as many as two units of four cycles can work on.
             let most = (CHAINS / (2 * count)).max(1);
@@ -165,14 +173,14 @@ impl Lanes {
     ) {
         macro_rules! by_tokens {
             ($($tokens:literal: $blocks:literal),*) => {
-                match (inputs.len() / self.padded(), blocks, self.window > 8) {
-                    $(($tokens, $blocks, false) => self.blocks::<S, E, $tokens, $blocks, false>(values, block, inputs, sums),
-                      ($tokens, $blocks, true) => self.blocks::<S, E, $tokens, $blocks, true>(values, block, inputs, sums),)*
-                    _ => unreachable!("one to TOKENS tokens"),
+                match (inputs.len() / self.padded(), blocks, self.window > S::LANES) {
+                    $(($tokens, $blocks, false) if $tokens <= most::<S>() => self.blocks::<S, E, $tokens, $blocks, false>(values, block, inputs, sums),
+                      ($tokens, $blocks, true) if $tokens <= most::<S>() => self.blocks::<S, E, $tokens, $blocks, true>(values, block, inputs, sums),)*
+                    _ => unreachable!("one to most tokens"),
                 }
             };
         }
-        by_tokens!(1: 4, 1: 1, 2: 2, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1);
+        by_tokens!(1: 4, 1: 1, 2: 2, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1, 9: 1, 10: 1, 11: 1, 12: 1);
     }
 
     /// Sums of B blocks of 16 rows for T tokens, (blocks x tokens), entry by entry in the order of the columns.

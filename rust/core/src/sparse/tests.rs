@@ -304,7 +304,7 @@ fn few_tokens_with_weights_in_bfloat16_have_the_bits_of_many() {
             *value = half::bf16::from_f32(*value).to_f32();
         }
         let mut next = stream(5);
-        let input: Vec<f32> = (0..20 * 5 * group).map(|_| next()).collect();
+        let input: Vec<f32> = (0..30 * 5 * group).map(|_| next()).collect();
         let order = Order::ChannelsLast;
         let run = |weights: &Weights, tokens: usize| {
             let field = Field::tokens(tokens, 5 * group, order, order);
@@ -313,8 +313,8 @@ fn few_tokens_with_weights_in_bfloat16_have_the_bits_of_many() {
         };
         for level in Level::here() {
             let weights = example.weights(level);
-            let many = run(&weights, 20);
-            for tokens in 1..8 {
+            let many = run(&weights, 30);
+            for tokens in 1..30 {
                 let found = run(&weights, tokens);
                 assert_eq!(found, many[..tokens * 70], "{level:?} {keep}:{group}");
             }
