@@ -82,7 +82,7 @@ def instruction_sets() -> list[str]: ...
 
 _Values = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 _Pair = tuple[int, int]
-_Rest = tuple[npt.NDArray[np.float32] | None, str | None, bool, int | None, bool]
+_Rest = tuple[_Values | None, str | None, bool, int | None, bool]
 
 @final
 class NmWeights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from mpcore.masks import nm_mask
 from mpcore.models import accelerate as module
+from mpcore.models import sparse_ops
 from mpcore.models.accelerate import accelerate, find_pattern
 from mpcore.models.sparse_layers import SparseLinear
 from mpcore.pattern import Pattern
@@ -190,6 +192,29 @@ def test_a_state_dict_of_packed_weights_is_loaded_and_used() -> None:
     assert again.report.rows() == []
     with pytest.raises(TypeError, match=r"take float32 and bfloat16, not torch\.float64"):
         fast.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_is_added_exactly_and_as_it_is_now(dtype: torch.dtype) -> None:
+    dense = prune(nn.Sequential(nn.Linear(16, 8)), "2:4")[0].to(dtype)
+    layer, zeros = SparseLinear(dense, Pattern("2:4")), torch.zeros(3, 16, dtype=dtype)
+    with torch.inference_mode():
+        assert torch.equal(layer(zeros), dense.bias.expand(3, 8))
+    layer.bias.mul_(2)
+    with torch.inference_mode():
+        assert torch.equal(layer(zeros), 2 * dense.bias.expand(3, 8))
+
+
+def test_what_the_kernels_keep_goes_with_the_weights() -> None:
+    layer = SparseLinear(prune(nn.Sequential(nn.Linear(16, 8)), "2:4")[0], Pattern("2:4"))
+    gc.collect()
+    before = len(sparse_ops._KERNELS)
+    with torch.inference_mode():
+        layer(torch.zeros(3, 16))
+    assert len(sparse_ops._KERNELS) == before + 1
+    del layer
+    gc.collect()
+    assert len(sparse_ops._KERNELS) == before
 
 
 def test_operators_refuse_what_does_not_fit() -> None:

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from mpcore.gpu.sparse24 import compress, tune
 from mpcore.gpu.sparse24 import linear as linear24
-from mpcore.models import sparse_ops  # noqa: F401  registers torch.ops.mpcore
-from mpcore.models.sparse_ops import packed_tensors
+from mpcore.models.sparse_ops import nm_conv2d, nm_linear, packed_tensors
 from mpcore.pattern import Pattern
 from mpcore.sparse import pack
 
@@ -22,7 +21,8 @@ class _SparseLayer(nn.Module):
 
     def __init__(self, matrix: Tensor, bias: Tensor | None, pattern: Pattern) -> None:
         super().__init__()
-        self.pattern, self.columns = pattern, matrix.shape[1]
+        self.pattern = pattern
+        self.sizes = matrix.shape[1], pattern.keep, pattern.group
         values, places = packed_tensors(pack(matrix, pattern))
         self.register_buffer("values", values)
         self.register_buffer("places", places)
@@ -30,7 +30,8 @@ class _SparseLayer(nn.Module):
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor | None, int, int, int]:
         """What the operators take for the weights."""
-        return self.values, self.places, self.bias, self.columns, self.pattern.keep, self.pattern.group
+        buffers = self._buffers  # attributes of a module that are tensors take a slow way
+        return buffers["values"], buffers["places"], buffers["bias"], *self.sizes  # type: ignore[return-value]
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]  # nn.Module's own signature
         layer = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -49,7 +50,7 @@ class SparseLinear(_SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), in the dtype of x."""
         refuse_gradients(x)
-        result: Tensor = torch.ops.mpcore.nm_linear(x, *self.weights())
+        result: Tensor = nm_linear(x, *self.weights())
         return result
 
     def extra_repr(self) -> str:
@@ -69,12 +70,12 @@ class SparseConv2d(_SparseLayer):
         """(images, channels, height, width) in either memory format -> the same format."""
         refuse_gradients(x)
         geometry = self.kernel, self.stride, self.padding, self.dilation
-        result: Tensor = torch.ops.mpcore.nm_conv2d(x, *self.weights(), *geometry)
+        result: Tensor = nm_conv2d(x, *self.weights(), *geometry)
         return result
 
     def extra_repr(self) -> str:
         """Geometry and pattern, for ``print(model)``."""
-        return f"{len(self.values)} x {self.columns}, kernel {self.kernel}, stride {self.stride}, {self.pattern}"
+        return f"{len(self.values)} x {self.sizes[0]}, kernel {self.kernel}, stride {self.stride}, {self.pattern}"
 
 
 class SparseLinear24(nn.Module):

@@ -6,16 +6,19 @@ places (:class:`mpcore.Packed`). What the kernels make of them is kept for as lo
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from mpcore import _native
 from mpcore.pattern import Pattern
-from mpcore.sparse import Packed, raw, team
+from mpcore.sparse import Packed, team
 
+_DTYPES = (torch.float32, torch.bfloat16)
 _LIBRARY: Any = torch.library.Library("mpcore", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     "nm_linear(Tensor x, Tensor values, Tensor places, Tensor? bias, int columns, int keep, int group, "
@@ -25,7 +28,8 @@ _LIBRARY.define(
     "nm_conv2d(Tensor x, Tensor values, Tensor places, Tensor? bias, int columns, int keep, int group, "
     "SymInt[2] kernel, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation) -> Tensor"
 )
-_PACKED: Any = WeakTensorKeyDictionary()
+_KERNELS: dict[int, tuple[weakref.ref[Tensor], int, _native.NmWeights]] = {}
+"""By the identity of the tensor of values, which is looked up faster than a weak key."""
 
 
 def packed_tensors(packed: Packed) -> tuple[Tensor, Tensor]:
@@ -34,15 +38,22 @@ def packed_tensors(packed: Packed) -> tuple[Tensor, Tensor]:
     return values.view(torch.bfloat16) if packed.dtype == "bfloat16" else values, torch.from_numpy(packed.places)
 
 
-def _packed(values: Tensor, places: Tensor, columns: int, keep: int, group: int) -> Packed:
-    """The weights with their kernel; made anew where the values were changed in place."""
-    version = 0 if values.is_inference() else values._version
-    known: tuple[int, Packed] | None = _PACKED.get(values)
-    if known is None or known[0] != version:
-        arrays = raw(values.contiguous(), "values"), raw(places.contiguous(), "places")
-        known = version, Packed(*arrays, columns, Pattern((keep, group)))
-        _PACKED[values] = known
-    return known[1]
+def _kernel(values: Tensor, places: Tensor, columns: int, keep: int, group: int) -> _native.NmWeights:
+    """The weights as the kernels read them; made anew where the values were changed in place."""
+    version, key, kernels = 0 if values.is_inference() else values._version, id(values), _KERNELS
+    known = kernels.get(key)
+    if known is None or known[0]() is not values or known[1] != version:
+        packed = Packed(_raw(values.contiguous()), places.contiguous().numpy(), columns, Pattern((keep, group)))
+        # The entry goes with the tensor, before another one can have its identity.
+        owner = weakref.ref(values, lambda _: kernels.pop(key, None))
+        known = kernels[key] = owner, version, packed.kernel
+    return known[2]
+
+
+def _raw(tensor: Tensor) -> npt.NDArray[Any]:
+    """float32 as it is, bfloat16 as uint16, sharing memory."""
+    tensor = tensor.detach() if tensor.requires_grad else tensor
+    return (tensor if tensor.dtype is torch.float32 else tensor.view(torch.uint16)).numpy()
 
 
 def _linear(
@@ -57,10 +68,9 @@ def _linear(
 ) -> Tensor:
     """(..., columns) -> (..., rows), in the dtype of x."""
     _check_input(x, x.shape[-1], columns, values)
-    packed, x = _packed(values, places, columns, keep, group), x.contiguous()
-    out = x.new_empty((*x.shape[:-1], len(values)))
-    rest = _bias(bias), activation, values.dtype != x.dtype, *team(None)
-    packed.kernel.linear(raw(x, "x"), raw(out, "out"), True, rest)
+    kernel, x = _kernel(values, places, columns, keep, group), x.contiguous()
+    out = x.new_empty((*x.shape[:-1], values.shape[0]))
+    kernel.linear(_raw(x), _raw(out), True, (_bias(bias), activation, values.dtype != x.dtype, *team(None)))
     return out
 
 
@@ -80,13 +90,13 @@ def _conv2d(
     """(images, channels, height, width), contiguous or channels_last -> the same order, in the dtype of x."""
     images, channels, height, width = x.shape
     _check_input(x, channels * kernel[0] * kernel[1], columns, values)
-    packed, last = _packed(values, places, columns, keep, group), _is_last(x)
+    weights, last = _kernel(values, places, columns, keep, group), _is_last(x)
     x = x if last else x.contiguous()
     out = _conv2d_shape(x, values, places, bias, columns, keep, group, kernel, stride, padding, dilation)
-    source, target = (raw(tensor.permute(0, 2, 3, 1) if last else tensor, "x") for tensor in (x, out))
+    source, target = (_raw(tensor.permute(0, 2, 3, 1) if last else tensor) for tensor in (x, out))
     pairs = (kernel[0], kernel[1]), (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
     geometry = ((images, channels), (height, width), *pairs)
-    packed.kernel.conv2d(source, target, last, geometry, (_bias(bias), None, values.dtype != x.dtype, *team(None)))
+    weights.conv2d(source, target, last, geometry, (_bias(bias), None, values.dtype != x.dtype, *team(None)))
     return out
 
 
@@ -119,14 +129,17 @@ def _is_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def _bias(bias: Tensor | None):  # type: ignore[no-untyped-def]  # a numpy array, whose dtype numpy's stubs cannot say
-    return None if bias is None else bias.detach().float().contiguous().numpy()
+def _bias(bias: Tensor | None) -> npt.NDArray[Any] | None:
+    """In one of the two dtypes that the kernels widen themselves."""
+    if bias is None:
+        return None
+    return _raw((bias if bias.dtype in _DTYPES else bias.float()).contiguous())
 
 
 def _check_input(x: Tensor, found: int, columns: int, values: Tensor) -> None:
     if found != columns:
         raise ValueError(f"x: shape {tuple(x.shape)} gives {found} inputs, the weights have {columns}")
-    if x.dtype not in (torch.float32, torch.bfloat16) or values.dtype not in (torch.float32, torch.bfloat16):
+    if x.dtype not in _DTYPES or values.dtype not in _DTYPES:
         raise TypeError(f"x is {x.dtype}, the weights are {values.dtype}; wanted float32 or bfloat16")
 
 
@@ -134,3 +147,6 @@ for _name, _function in (("nm_linear", _linear), ("nm_conv2d", _conv2d)):
     _LIBRARY.impl(_name, _function, "CPU")
 torch.library.register_fake("mpcore::nm_linear", _linear_shape, lib=_LIBRARY)
 torch.library.register_fake("mpcore::nm_conv2d", _conv2d_shape, lib=_LIBRARY)
+
+nm_linear: Any = torch.ops.mpcore.nm_linear.default
+nm_conv2d: Any = torch.ops.mpcore.nm_conv2d.default

@@ -1,12 +1,15 @@
 //! Packed weights and their products: `mpcore_core::nm::pack` and `mpcore_core::sparse`.
 
+use std::borrow::Cow;
+
+use half::bf16;
 use mpcore_core::nm::Pattern;
 use mpcore_core::nm::pack;
 use mpcore_core::sparse::{Activation, Field, Input, Layer, Order, Output, Team, Weights};
 use mpcore_core::threads::remember_process;
 use mpcore_core::vector::Level;
 use numpy::{
-    IntoPyArray, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArrayDyn,
+    IntoPyArray, PyArray2, PyArrayDyn, PyArrayMethods, PyReadonlyArray2, PyReadonlyArrayDyn,
     PyReadwriteArrayDyn, PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyValueError;
@@ -73,21 +76,42 @@ fn instruction_sets() -> Vec<&'static str> {
 #[pyclass(frozen, module = "mpcore._native")]
 struct NmWeights(Weights);
 
-#[derive(FromPyObject)]
 enum Values<'py> {
     F32(PyReadonlyArrayDyn<'py, f32>),
     Bf16(PyReadonlyArrayDyn<'py, u16>),
 }
 
-#[derive(FromPyObject)]
 enum Room<'py> {
     F32(PyReadwriteArrayDyn<'py, f32>),
     Bf16(PyReadwriteArrayDyn<'py, u16>),
 }
 
+// Not derived: that tries the variants in turn, and the exception of each one that fails costs 5 us.
+impl<'py> FromPyObject<'_, 'py> for Values<'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match object.cast::<PyArrayDyn<u16>>() {
+            Ok(array) => Ok(Self::Bf16(array.try_readonly()?)),
+            Err(_) => Ok(Self::F32(object.extract()?)),
+        }
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Room<'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match object.cast::<PyArrayDyn<u16>>() {
+            Ok(array) => Ok(Self::Bf16(array.try_readwrite()?)),
+            Err(_) => Ok(Self::F32(object.extract()?)),
+        }
+    }
+}
+
 /// bias, activation, rounding of the inputs to bfloat16, threads, use of the OpenMP runtime
 type Rest<'py> = (
-    Option<PyReadonlyArray1<'py, f32>>,
+    Option<Values<'py>>,
     Option<String>,
     bool,
     Option<usize>,
@@ -194,9 +218,17 @@ impl NmWeights {
         field: &Field,
         (bias, activation, bfloat16, threads, openmp): Rest<'_>,
     ) -> PyResult<()> {
+        let bias = match &bias {
+            None => None,
+            Some(Values::F32(bias)) => Some(Cow::Borrowed(bias.as_slice()?)),
+            Some(Values::Bf16(bias)) => {
+                let wide = |&bits: &u16| bf16::from_bits(bits).to_f32();
+                Some(bias.as_slice()?.iter().map(wide).collect())
+            }
+        };
         let layer = Layer {
             weights: &self.0,
-            bias: bias.as_ref().map(|bias| bias.as_slice()).transpose()?,
+            bias: bias.as_deref(),
             activation: to_activation(activation.as_deref())?,
             bfloat16,
         };

@@ -62,8 +62,8 @@ impl Panel<'_> {
     }
 }
 
-/// A value of the input.
-trait Element: Copy {
+/// A value as it lies in memory.
+pub(super) trait Element: Copy {
     /// As float32; rounded to bfloat16 if `round`.
     fn value(self, round: bool) -> f32;
     /// `LANES` values.

@@ -1,7 +1,8 @@
 //! Few tokens: sixteen rows lie along the lanes, and the inputs of each weight are selected in registers.
 //!
-//! Nothing is packed and every weight is read once, so one token costs what the memory takes to deliver 4.5 bytes per
-//! kept weight. Columns are cut into windows of up to 16; in a window every row has the same number of entries.
+//! Nothing is packed and every weight is read once for up to 12 tokens, so one token costs what the memory takes to deliver 4.5 bytes per
+//! kept weight, or 2.5 where all of them are values of bfloat16. Columns are cut into windows of up to 16; in a window
+//! every row has the same number of entries.
 
 #![expect(
     unsafe_code,
@@ -12,15 +13,22 @@
     reason = "takes on the caller's instruction set"
 )]
 
+use super::grid::Element;
 use super::output::Sink;
-use super::simd::{MOST_LANES, Simd};
+use super::simd::{MOST_LANES, Simd, narrowed};
 use super::weights::Weights;
 use crate::vector::Kernel;
 
 /// Rows that lie along the lanes: one register of AVX-512, two of AVX2.
 pub(super) const ROWS: usize = 16;
-/// Most tokens of one pass over the weights.
-pub(super) const TOKENS: usize = 6;
+/// Most tokens of one pass over the weights, whose sums take that many registers of AVX-512.
+const TOKENS: usize = 12;
+
+/// The same of an instruction set with other registers.
+const fn most<S: Simd>() -> usize {
+    TOKENS * S::LANES / ROWS
+}
+
 /// Registers of sums of AVX2 that are in use at once, where there are enough rows.
 const CHAINS: usize = 8;
 /// Values behind the last window that may be read.
@@ -35,9 +43,26 @@ pub(super) struct Lanes {
     /// Entries of a row in a window.
     steps: usize,
     /// (blocks of 16 rows) x windows x steps x 16.
-    values: Vec<f32>,
+    values: Values,
     /// Two steps to a byte, the first in the low half: (blocks) x windows x ceil(steps / 2) x 16.
     places: Vec<u8>,
+}
+
+/// Weights in the shorter of two types that holds them exactly.
+#[derive(Debug)]
+enum Values {
+    F32(Vec<f32>),
+    Bf16(Vec<u16>),
+}
+
+impl Values {
+    fn new(values: Vec<f32>, bfloat16: bool) -> Self {
+        if bfloat16 {
+            Self::Bf16(values.into_iter().map(narrowed).collect())
+        } else {
+            Self::F32(values)
+        }
+    }
 }
 
 impl Lanes {
@@ -55,23 +80,24 @@ impl Lanes {
         let bytes = steps.div_ceil(2);
         // An entry that is missing in the last window takes the zero behind the last input.
         let spare = (columns % window) as u8;
-        let mut lanes = Self {
-            window,
-            windows,
-            steps,
-            values: vec![0.0; blocks * windows * steps * ROWS],
-            places: vec![spare << 4 | spare; blocks * windows * bytes * ROWS],
-        };
+        let mut values = vec![0.0; blocks * windows * steps * ROWS];
+        let mut places = vec![spare << 4 | spare; blocks * windows * bytes * ROWS];
         for row in 0..rows {
             for (position, (column, value)) in weights.row(row).enumerate() {
                 let (at, step) = (row / ROWS * windows + position / steps, position % steps);
-                lanes.values[(at * steps + step) * ROWS + row % ROWS] = value;
-                let byte = &mut lanes.places[(at * bytes + step / 2) * ROWS + row % ROWS];
+                values[(at * steps + step) * ROWS + row % ROWS] = value;
+                let byte = &mut places[(at * bytes + step / 2) * ROWS + row % ROWS];
                 let (place, half) = ((column % window) as u8, 4 * (step % 2));
                 *byte = *byte & !(15 << half) | place << half;
             }
         }
-        Some(lanes)
+        Some(Self {
+            window,
+            windows,
+            steps,
+            values: Values::new(values, weights.bfloat16),
+            places,
+        })
     }
 
     /// Values of a token's inputs: the columns, and zeros up to the end of what may be read.
@@ -95,10 +121,23 @@ impl<S: Simd> Kernel for Few<'_, S> {
 
     #[inline(always)]
     fn run(self) {
+        match &self.lanes.values {
+            Values::F32(values) => self.products(values),
+            Values::Bf16(values) => self.products(values),
+        }
+    }
+}
+
+impl<S: Simd> Few<'_, S> {
+    #[inline(always)]
+    fn products<E: Element>(&self, values: &[E]) {
         let stride = self.lanes.padded();
         let tokens = self.inputs.len() / stride;
-        for first in (0..tokens).step_by(TOKENS) {
-            let count = TOKENS.min(tokens - first);
+        // As even as can be.
+        let passes = tokens.div_ceil(most::<S>());
+        for pass in 0..passes {
+            let first = tokens * pass / passes;
+            let count = tokens * (pass + 1) / passes - first;
             let inputs = &self.inputs[first * stride..][..count * stride];
             // Eight chains of sums, as many as two units of four cycles can work on.
             let most = (CHAINS / (2 * count)).max(1);
@@ -110,7 +149,8 @@ impl<S: Simd> Kernel for Few<'_, S> {
                     1
                 };
                 let mut sums = [[0.0; ROWS]; TOKENS];
-                self.lanes.pass::<S>(block, blocks, inputs, &mut sums);
+                self.lanes
+                    .pass::<S, E>(values, block, blocks, inputs, &mut sums);
                 for (place, sums) in sums[..blocks * count].iter_mut().enumerate() {
                     let (row, token) = ((block + place / count) * ROWS, first + place % count);
                     self.sink.put_rows(token, row, sums);
@@ -123,8 +163,9 @@ impl<S: Simd> Kernel for Few<'_, S> {
 
 impl Lanes {
     #[inline(always)]
-    fn pass<S: Simd>(
+    fn pass<S: Simd, E: Element>(
         &self,
+        values: &[E],
         block: usize,
         blocks: usize,
         inputs: &[f32],
@@ -132,20 +173,21 @@ impl Lanes {
     ) {
         macro_rules! by_tokens {
             ($($tokens:literal: $blocks:literal),*) => {
-                match (inputs.len() / self.padded(), blocks, self.window > 8) {
-                    $(($tokens, $blocks, false) => self.blocks::<S, $tokens, $blocks, false>(block, inputs, sums),
-                      ($tokens, $blocks, true) => self.blocks::<S, $tokens, $blocks, true>(block, inputs, sums),)*
-                    _ => unreachable!("one to TOKENS tokens"),
+                match (inputs.len() / self.padded(), blocks, self.window > S::LANES) {
+                    $(($tokens, $blocks, false) if $tokens <= most::<S>() => self.blocks::<S, E, $tokens, $blocks, false>(values, block, inputs, sums),
+                      ($tokens, $blocks, true) if $tokens <= most::<S>() => self.blocks::<S, E, $tokens, $blocks, true>(values, block, inputs, sums),)*
+                    _ => unreachable!("one to most tokens"),
                 }
             };
         }
-        by_tokens!(1: 4, 1: 1, 2: 2, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1);
+        by_tokens!(1: 4, 1: 1, 2: 2, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1, 9: 1, 10: 1, 11: 1, 12: 1);
     }
 
     /// Sums of B blocks of 16 rows for T tokens, (blocks x tokens), entry by entry in the order of the columns.
     #[inline(always)]
-    fn blocks<S: Simd, const T: usize, const B: usize, const WIDE: bool>(
+    fn blocks<S: Simd, E: Element, const T: usize, const B: usize, const WIDE: bool>(
         &self,
+        values: &[E],
         first: usize,
         inputs: &[f32],
         sums: &mut [[f32; ROWS]; TOKENS],
@@ -154,11 +196,11 @@ impl Lanes {
         let (block_values, block_places) =
             (self.windows * steps * ROWS, self.windows * bytes * ROWS);
         assert_eq!(inputs.len(), T * stride);
-        assert!((first + B) * block_values <= self.values.len());
+        assert!((first + B) * block_values <= values.len());
         // SAFETY: window w starts at w * window <= stride - MARGIN - window, and reaches 16 values at most; there are
         // `steps` times 16 values and `bytes` times 16 places for each block and window; 16 is a multiple of LANES.
         unsafe {
-            let values = self.values.as_ptr().add(first * block_values);
+            let values = values.as_ptr().add(first * block_values);
             let places = self.places.as_ptr().add(first * block_places);
             let mut totals = [[[S::splat(0.0); T]; ROWS / 8]; B];
             for window in 0..self.windows {
@@ -172,9 +214,10 @@ impl Lanes {
                         for (part, totals) in totals.iter_mut().enumerate().take(ROWS / S::LANES) {
                             let chosen = S::places(places.add(part * S::LANES));
                             let values = values.add(part * S::LANES);
-                            add::<S, T, WIDE>(totals, S::load(values), inputs, stride, chosen);
+                            let weight = E::load::<S>(values, false);
+                            add::<S, T, WIDE>(totals, weight, inputs, stride, chosen);
                             if 2 * pair + 1 < steps {
-                                let weight = S::load(values.add(ROWS));
+                                let weight = E::load::<S>(values.add(ROWS), false);
                                 add::<S, T, WIDE>(
                                     totals,
                                     weight,

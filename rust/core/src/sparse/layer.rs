@@ -16,10 +16,6 @@ use super::weights::Weights;
 use crate::vector::Level;
 use crate::{Error, Result};
 
-/// From this many tokens on, a panel of one register beats the selection in registers.
-const FEW: usize = 8;
-/// The same for groups of more than 8, whose selection takes two steps.
-const FEW_WIDE: usize = 3;
 /// Blocks of 16 rows of one task for few tokens, at least.
 const BLOCKS: usize = 4;
 
@@ -119,8 +115,8 @@ impl Layer<'_> {
         sink: &Sink<'_>,
         team: Team,
     ) {
-        let (tokens, wide) = (grid.positions(), self.weights.pattern().group() > 8);
-        let few = tokens < if wide { FEW_WIDE } else { FEW };
+        let tokens = grid.positions();
+        let few = tokens < self.weights.few();
         let linear = field.size.0 == 1 && field.kernel == (1, 1);
         if few && linear && self.few::<S>(input, field, tokens, sink, team) {
             return;

@@ -40,7 +40,7 @@ pub(super) trait Simd: Register<Item = f32> {
     unsafe fn places(from: *const u8) -> Self::Places;
     /// The high halves of the bytes that `places` came from.
     unsafe fn high_places(places: Self::Places) -> Self::Places;
-    /// `window[places]` lane by lane; `window` is good for 16 values, and for places below 8 with `WIDE = false`.
+    /// `window[places]` lane by lane; `window` is good for 16 values, and for places below `LANES` with `WIDE = false`.
     unsafe fn select<const WIDE: bool>(window: *const f32, places: Self::Places) -> Self;
 
     /// `LANES` values of bfloat16 from memory.
@@ -73,6 +73,11 @@ pub(super) trait Simd: Register<Item = f32> {
 #[inline(always)]
 pub(super) fn narrowed(value: f32) -> u16 {
     (bfloat16_bits(value) >> 16) as u16
+}
+
+/// Whether `value` is one of bfloat16, to the bit.
+pub(super) fn is_narrow(value: f32) -> bool {
+    value.to_bits() & 0xffff == 0
 }
 
 /// bfloat16 as float32.

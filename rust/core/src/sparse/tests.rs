@@ -297,6 +297,32 @@ fn bfloat16_goes_in_and_out_rounded_once() {
 }
 
 #[test]
+fn few_tokens_with_weights_in_bfloat16_have_the_bits_of_many() {
+    for (keep, group) in [(2, 4), (1, 4), (5, 7), (8, 16), (9, 13)] {
+        let mut example = Example::new(70, 5 * group, Pattern::new(keep, group).unwrap(), 4);
+        for value in example.values.iter_mut().chain(&mut example.full) {
+            *value = half::bf16::from_f32(*value).to_f32();
+        }
+        let mut next = stream(5);
+        let input: Vec<f32> = (0..30 * 5 * group).map(|_| next()).collect();
+        let order = Order::ChannelsLast;
+        let run = |weights: &Weights, tokens: usize| {
+            let field = Field::tokens(tokens, 5 * group, order, order);
+            let input = &input[..tokens * 5 * group];
+            quickly(weights, &field, input, None, Team::rayon(Some(2)))
+        };
+        for level in Level::here() {
+            let weights = example.weights(level);
+            let many = run(&weights, 30);
+            for tokens in 1..30 {
+                let found = run(&weights, tokens);
+                assert_eq!(found, many[..tokens * 70], "{level:?} {keep}:{group}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_not_kept_does_not_reach_the_output_even_if_it_is_not_finite() {
     for (keep, group) in [(1, 4), (1, 16), (3, 5), (1, 32)] {
         let pattern = Pattern::new(keep, group).unwrap();

@@ -6,11 +6,11 @@
 
 use std::sync::OnceLock;
 
-use super::blocking::Blocking;
+use super::blocking::{Blocking, few};
 use super::lanes::Lanes;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
-use super::simd::{Portable, Register, Simd};
+use super::simd::{Portable, Register, Simd, is_narrow};
 use crate::Result;
 use crate::nm::Pattern;
 use crate::nm::pack::check_places;
@@ -31,6 +31,8 @@ pub struct Weights {
     values: Vec<f32>,
     /// As `values`, and one quad more that is read ahead.
     offsets: Vec<u16>,
+    /// Whether all are values of bfloat16.
+    pub(super) bfloat16: bool,
     lanes: OnceLock<Option<Lanes>>,
 }
 
@@ -69,6 +71,7 @@ impl Weights {
             pattern,
             values: Vec::new(),
             offsets: Vec::new(),
+            bfloat16: values.iter().all(|&value| is_narrow(value)),
             lanes: OnceLock::new(),
         };
         let (line, keep) = (weights.line_bytes(), pattern.keep());
@@ -122,6 +125,11 @@ impl Weights {
             #[cfg(not(target_arch = "x86_64"))]
             Level::Avx2 | Level::Avx512 => unreachable!("Weights::new refuses them here"),
         }
+    }
+
+    /// The number of tokens from which on they lie along the lanes.
+    pub(super) fn few(&self) -> usize {
+        few(self.level, self.pattern.group(), self.bfloat16)
     }
 
     /// How products with these weights are cut up.
