@@ -2,10 +2,11 @@
 //!
 //! The order of all sums is fixed, so bits do not depend on threads.
 
+use crate::linalg::change::Change;
 use crate::linalg::chase::Band;
 use crate::linalg::dense::Real;
 use crate::linalg::side::{self, Job, SIDE};
-use crate::linalg::symmetric::{Change, Symmetric};
+use crate::linalg::symmetric::Symmetric;
 use crate::vector::register::Lanes;
 use crate::vector::{FusedKernel, multiply_add, widest_fused};
 

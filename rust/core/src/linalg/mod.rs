@@ -1,6 +1,7 @@
 //! Dense linear algebra: what faer offers, behind guards, and what it lacks.
 
 pub(crate) mod band;
+pub(crate) mod change;
 pub(crate) mod chase;
 pub mod dense;
 mod gram;

@@ -26,18 +26,19 @@ impl<T: Real> Kernel for Largest<'_, T> {
     fn run(self) -> Option<f64> {
         let (mut top, mut poison) = ([T::zero(); LANES], [T::zero(); LANES]);
         each_lane(self.0, |lane, value| {
-            let magnitude = value.abs();
-            top[lane] = if magnitude > top[lane] {
-                magnitude
-            } else {
-                top[lane]
-            };
+            top[lane] = larger(top[lane], value.abs());
             // 0 for a finite entry, NaN otherwise.
             poison[lane] += value * T::zero();
         });
         let finite = poison.iter().all(|v| !v.is_nan());
         finite.then(|| top.iter().filter_map(T::to_f64).fold(0.0, f64::max))
     }
+}
+
+/// The larger of two values; `top` beside a NaN.
+#[inline(always)]
+fn larger<T: Real>(top: T, value: T) -> T {
+    if value > top { value } else { top }
 }
 
 /// Hand out the entries in order: the remainder first, then rows of lanes.
@@ -105,12 +106,7 @@ impl<T: Real> Kernel for Both<'_, T> {
         let mut top = [T::zero(); LANES];
         let (mut second, mut fourth) = ([0.0; LANES], [0.0; LANES]);
         each_lane(self.0, |lane, value| {
-            let magnitude = value.abs();
-            top[lane] = if magnitude > top[lane] {
-                magnitude
-            } else {
-                top[lane]
-            };
+            top[lane] = larger(top[lane], value.abs());
             let wide = value.to_f64().unwrap_or(f64::NAN);
             let square = wide * wide;
             second[lane] += square;

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::linalg::change::{BLOCK, Change, ROWS};
 use crate::linalg::dense::Real;
 use crate::linalg::side::{SIDE, dots, spread};
 use crate::vector::register::{Lanes, Register};
@@ -16,10 +17,7 @@ use crate::vector::{Kernel, Level, level, widest};
 
 /// Rows of the strips that the half matrix is kept in; a multiple of [`BLOCK`].
 pub(crate) const STRIP: usize = 64;
-/// Columns that a change is packed by; the matrix is padded with zeros to a multiple of it.
-const BLOCK: usize = 32;
-/// Rows that are changed and multiplied while they are in the first cache, and how many of their columns.
-const ROWS: usize = 8;
+/// Columns of [`ROWS`] rows that are changed and multiplied while they are in the first cache.
 const COLUMNS: usize = 512;
 /// From so many rows on a pass takes several threads. A shorter one is over before a second thread has come, and waits for it
 /// for milliseconds where other programs want the cores.
@@ -170,37 +168,6 @@ fn groups(first: usize, padded: usize) -> Vec<Range<usize>> {
     groups
 }
 
-/// V X' + X V' for V and X of 16 columns, to be taken from a symmetric matrix.
-pub(crate) struct Change<T> {
-    /// (padded x 16) each.
-    v: Vec<T>,
-    x: Vec<T>,
-    /// For every [`BLOCK`] of columns the rows of -X' and of -V', (32 x BLOCK).
-    packed: Vec<T>,
-}
-
-impl<T: Real + Lanes> Change<T> {
-    /// V and X are (padded x 16).
-    pub(crate) fn new(v: Vec<T>, x: Vec<T>) -> Self {
-        let mut packed = vec![T::default(); 2 * v.len()];
-        let blocks = packed.chunks_exact_mut(2 * SIDE * BLOCK);
-        let sources = x
-            .chunks_exact(BLOCK * SIDE)
-            .zip(v.chunks_exact(BLOCK * SIDE));
-        for (block, (x, v)) in blocks.zip(sources) {
-            let (for_v, for_x) = block.split_at_mut(SIDE * BLOCK);
-            for (rows, from) in [(for_v, x), (for_x, v)] {
-                for (lane, row) in rows.chunks_exact_mut(BLOCK).enumerate() {
-                    for (value, from) in row.iter_mut().zip(from.chunks_exact(SIDE)) {
-                        *value = -from[lane];
-                    }
-                }
-            }
-        }
-        Self { v, x, packed }
-    }
-}
-
 /// Some rows of a strip, in eights, and the columns of the strip.
 struct Part<'a, T> {
     strip: &'a mut [T],
@@ -284,36 +251,10 @@ where
             for start in (first..columns.end).step_by(COLUMNS) {
                 let part = start - columns.start..columns.end.min(start + COLUMNS) - columns.start;
                 if let Some(change) = change {
-                    let packed = &change.packed[start * 2 * SIDE..];
-                    for (block, at) in packed
-                        .chunks_exact(2 * SIDE * BLOCK)
-                        .zip(part.clone().step_by(BLOCK))
-                    {
-                        for i in (0..ROWS).step_by(M) {
-                            let factors = (row + i) * SIDE..(row + i + M) * SIDE;
-                            for v in (0..BLOCK).step_by(V * R::LANES) {
-                                let factors =
-                                    [&change.v[factors.clone()], &change.x[factors.clone()]];
-                                let onto = &mut lines[i * stride + at + v..];
-                                add_products::<R, M, V>(factors, &block[v..], onto, stride);
-                            }
-                        }
-                    }
+                    change.subtract::<R, M, V>(row, start, lines, (stride, part.clone()));
                 }
                 if let Some((y, sums)) = &mut product {
-                    let (from, right) = (part.start.max(inside), part.start.max(inside + ROWS));
-                    for (own, i) in own.chunks_exact_mut(D).zip((0..ROWS).step_by(D)) {
-                        let y_in = &y[from * SIDE..part.end * SIDE];
-                        dots::<R::Item, R, D>(
-                            &lines[i * stride + from..],
-                            stride,
-                            y_in,
-                            own.as_flattened_mut(),
-                        );
-                        let y_own = &y[(inside + i) * SIDE..];
-                        let sums = &mut sums[right * SIDE..part.end.max(right) * SIDE];
-                        spread::<R::Item, R, D>(&lines[i * stride + right..], stride, y_own, sums);
-                    }
+                    multiply_lines::<R, D>(lines, stride, inside, part, (y, sums), &mut own);
                 }
             }
             if let Some((_, sums)) = &mut product {
@@ -326,50 +267,32 @@ where
     }
 }
 
-/// `M` rows of a matrix, `stride` apart, V registers wide, plus factors (M x 32) times rows of [`BLOCK`] values.
+/// Multiply the columns `part` of lines, which lie `inside` a strip: with Y into the lines' `own` sums, and with the lines' own
+/// Y into the sums to the right of them.
 #[inline(always)]
-fn add_products<R, const M: usize, const V: usize>(
-    factors: [&[R::Item]; 2],
-    rows: &[R::Item],
-    onto: &mut [R::Item],
+fn multiply_lines<R, const D: usize>(
+    lines: &[R::Item],
     stride: usize,
+    inside: usize,
+    part: Range<usize>,
+    (y, sums): (&[R::Item], &mut [R::Item]),
+    own: &mut [[R::Item; SIDE]; ROWS],
 ) where
     R: Register,
     R::Item: Real,
 {
-    let width = V * R::LANES;
-    assert!(factors[0].len() == M * SIDE && factors[1].len() == M * SIDE);
-    assert!(rows.len() >= (2 * SIDE - 1) * BLOCK + width && onto.len() >= (M - 1) * stride + width);
-    #[expect(unsafe_code, reason = "sums stay in registers; asserted bounds")]
-    // SAFETY: the level in use names the instruction set of R. Values i * 16 + k of the factors are read for i < M and
-    // k < 16, `width` values from every BLOCK of the 32 rows, and `width` values of each of M rows of the matrix.
-    unsafe {
-        let onto = onto.as_mut_ptr();
-        let mut sums = [[R::splat(R::Item::default()); V]; M];
-        for (i, sums) in sums.iter_mut().enumerate() {
-            for (v, sum) in sums.iter_mut().enumerate() {
-                *sum = R::load(onto.add(i * stride + v * R::LANES));
-            }
-        }
-        let mut row = rows.as_ptr();
-        for factors in factors {
-            let factors = factors.as_ptr();
-            for k in 0..SIDE {
-                let line: [R; V] = std::array::from_fn(|v| R::load(row.add(v * R::LANES)));
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let factor = R::splat(*factors.add(i * SIDE + k));
-                    for v in 0..V {
-                        sums[v] = sums[v].plus_product(factor, line[v]);
-                    }
-                }
-                row = row.wrapping_add(BLOCK);
-            }
-        }
-        for (i, sums) in sums.iter().enumerate() {
-            for (v, sum) in sums.iter().enumerate() {
-                sum.store(onto.add(i * stride + v * R::LANES));
-            }
-        }
+    let (from, right) = (part.start.max(inside), part.start.max(inside + ROWS));
+    let y_in = &y[from * SIDE..part.end * SIDE];
+    let sums = &mut sums[right * SIDE..part.end.max(right) * SIDE];
+    for (own, i) in own.chunks_exact_mut(D).zip((0..ROWS).step_by(D)) {
+        dots::<R::Item, R, D>(
+            &lines[i * stride + from..],
+            stride,
+            y_in,
+            own.as_flattened_mut(),
+        );
+        let y_own = &y[(inside + i) * SIDE..];
+        spread::<R::Item, R, D>(&lines[i * stride + right..], stride, y_own, sums);
     }
 }
 
