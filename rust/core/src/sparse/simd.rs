@@ -77,7 +77,7 @@ pub(super) fn narrowed(value: f32) -> u16 {
 
 /// Whether `value` is one of bfloat16, to the bit.
 pub(super) fn is_narrow(value: f32) -> bool {
-    value.to_bits() & 0xffff == 0
+    value.to_bits().trailing_zeros() >= 16
 }
 
 /// bfloat16 as float32.
