@@ -16,6 +16,11 @@ const BLOCK: usize = 256;
 /// first stays at 35.6. Cooling between 0.02 and 0.2 makes less of a difference than the seed.
 const HEAT: f32 = 1.25;
 const COOLING: f32 = 0.15;
+/// The heat of two groups, times M: a round exchanges one pair out of M^2, and the fewer there are, the sooner it is stuck.
+///
+/// Of 2100 uniform problems of 8 columns (2:4, 1:4, 3:4; 1 to 20 rows), 200 rounds miss the optimum of 15 at heat 1.25, 3 at
+/// 2.5, 1 at 5 and none at 10; after 1000 rounds 16 columns at 4:8 keep most at 5, 32 columns at 8:16 at 2.5.
+const HEAT_OF_TWO: f32 = 40.0;
 
 /// Independent searches where one round is too short to share between threads.
 const CHAINS: usize = 4;
@@ -178,6 +183,11 @@ impl Chain {
     fn choose(&mut self, problem: &Problem, groups: usize, round: u64, progress: f32) -> Move {
         let group = problem.pattern.group();
         let sweep = round < group as u64;
+        let heat = if groups == 2 {
+            HEAT_OF_TWO / group as f32
+        } else {
+            HEAT
+        };
         let slots = (0..groups).map(|_| {
             if sweep {
                 round as usize
@@ -190,7 +200,7 @@ impl Chain {
             amplitude: if sweep {
                 0.0
             } else {
-                HEAT * COOLING.powf(progress) * self.spread
+                heat * COOLING.powf(progress) * self.spread
             },
             key: self.rng.random(),
         }
