@@ -92,17 +92,14 @@ class Walk:
         while self.dense_path.stage < self.stages[name]:
             if self.recipe.sequence != "sequential":
                 self.dense_path.advance()
+                layers = [layer for layer in self.order if self.stages[layer] == self.dense_path.stage]
+                self.dense_path.run_ahead(layers, positions=self.recipe.positions, seed=self.seed, most=AHEAD)
             else:
                 self.dense_path.stage += 1
             if self.recipe.sequence != "parallel":
                 self.pruned_path.advance()
             else:
                 self.pruned_path.stage += 1
-            if self.recipe.sequence != "sequential":
-                stage = self.dense_path.stage
-                layers = [layer for layer in self.order if self.stages[layer] == stage]
-                settings = {"positions": self.recipe.positions, "seed": self.seed}
-                self.dense_path.run_ahead(layers, **settings, most=AHEAD)
 
     def problem(self, name: str) -> tuple[Problem, CrossMoments, bool]:
         """The layer's problem, the moments behind it, and whether its mean output can be corrected."""
@@ -174,9 +171,7 @@ def _problem(weight: Matrix, moments: CrossMoments, damping: float, *, centred: 
     target = weight
     if moments.cross is not moments.pruned.gram:
         ridge = max(damping * float(np.diagonal(gram).mean()), np.finfo(np.float64).tiny) * np.eye(len(gram))
-        wanted = weight.astype(np.float64) @ (cross + ridge)
-        solved = torch.linalg.solve(torch.from_numpy(gram + ridge), torch.from_numpy(wanted.T))
-        target = solved.T.numpy().astype(np.float32)
+        target = np.linalg.solve(gram + ridge, (weight.astype(np.float64) @ (cross + ridge)).T).T.astype(np.float32)
     return Problem(weight, np.ascontiguousarray(target), moments.pruned, gram)
 
 
