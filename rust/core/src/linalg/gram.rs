@@ -19,9 +19,6 @@ use crate::vector::{Kernel, Level, level, widest};
 
 /// Rows and columns of the Gram matrix that one task computes; a multiple of every panel's height and of [`STRIP`].
 const TILE: usize = 192;
-/// Columns that are multiplied before the sums move on: 256 rounding errors of float32 at most pile up. One panel of so
-/// many columns fits the first cache.
-const DEPTH: usize = 256;
 /// Bytes of packed columns: a buffer that is filled again and again, because fresh pages cost more than what they hold.
 const PACKED: usize = 1 << 20;
 /// Columns that are turned at a time.
@@ -34,15 +31,19 @@ impl<T: Real> Scaled<'_, T> {
     pub(super) fn gram<P: Lanes + Real, S: Lanes + Real>(&self) -> Symmetric<S> {
         match level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => self.gram_in::<P::Avx512, 8, 3, S>(),
+            Level::Avx512 => self.gram_in::<P::Avx512, 8, 3, S>(256),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => self.gram_in::<P::Avx2, 4, 3, S>(),
-            _ => self.gram_in::<P::Portable, 4, 1, S>(),
+            Level::Avx2 => self.gram_in::<P::Avx2, 2, 6, S>(128),
+            _ => self.gram_in::<P::Portable, 4, 1, S>(256),
         }
     }
 
-    /// `M` rows times `V` registers are summed at a time.
-    fn gram_in<R, const M: usize, const V: usize, S: Lanes + Real>(&self) -> Symmetric<S>
+    /// `M` rows times `V` registers are summed at a time, over at most `depth` columns before the sums move on: so many
+    /// rounding errors of float32 pile up, and one panel of so many columns fits the first cache (32 KiB where AVX2 is all).
+    fn gram_in<R, const M: usize, const V: usize, S: Lanes + Real>(
+        &self,
+        depth: usize,
+    ) -> Symmetric<S>
     where
         R: Register,
         R::Item: Lanes + Real,
@@ -62,21 +63,26 @@ impl<T: Real> Scaled<'_, T> {
             .map(|(i, j)| Tile::new(i, j, padded(i), padded(j)))
             .collect();
         tiles.sort_by_key(|tile| tile.i == tile.j);
-        let columns = PACKED / (self.short() * size_of::<R::Item>()) / DEPTH * DEPTH;
-        let columns = columns.max(DEPTH).min(self.long());
+        let columns = PACKED / (self.short() * size_of::<R::Item>()) / depth * depth;
+        let columns = columns.max(depth).min(self.long());
         let mut panels =
             vec![vec![R::Item::default(); height * columns]; self.short().div_ceil(height)];
         for start in (0..self.long()).step_by(columns) {
-            let depth = start..self.long().min(start + columns);
+            let part = start..self.long().min(start + columns);
             panels.par_iter_mut().enumerate().for_each(|(i, panel)| {
-                panel.truncate(height * depth.len());
-                self.pack(i * height, height, depth.clone(), panel);
+                panel.truncate(height * part.len());
+                self.pack(i * height, height, part.clone(), panel);
             });
             let of_band =
                 |band: usize, rows: usize| &panels[band * TILE / height..][..rows / height];
             tiles.par_iter_mut().with_max_len(1).for_each(|tile| {
                 let (left, right) = (of_band(tile.i, tile.rows), of_band(tile.j, tile.columns));
-                widest(Products::<R, M, V> { left, right, tile });
+                widest(Products::<R, M, V> {
+                    left,
+                    right,
+                    depth,
+                    tile,
+                });
             });
         }
         tiles.sort_by_key(|tile| (tile.i, tile.j));
@@ -213,6 +219,7 @@ impl Tile {
 struct Products<'a, R: Register, const M: usize, const V: usize> {
     left: &'a [Vec<R::Item>],
     right: &'a [Vec<R::Item>],
+    depth: usize,
     tile: &'a mut Tile,
 }
 
@@ -227,9 +234,9 @@ where
     fn run(self) {
         let height = V * R::LANES;
         let width = self.tile.columns;
-        let depth = self.right[0].len() / height;
-        for start in (0..depth).step_by(DEPTH) {
-            let part = start * height..depth.min(start + DEPTH) * height;
+        let columns = self.right[0].len() / height;
+        for start in (0..columns).step_by(self.depth) {
+            let part = start * height..columns.min(start + self.depth) * height;
             for (j, right) in self.right.iter().enumerate() {
                 let above = if self.tile.i == self.tile.j {
                     j + 1
@@ -277,11 +284,11 @@ fn block<R, const M: usize, const V: usize>(
         let (mut left, mut from) = (left.as_ptr().add(row), right.as_ptr());
         let end = from.add(right.len());
         while from < end {
-            let line: [R; V] = std::array::from_fn(|v| R::load(from.add(v * R::LANES)));
-            for (i, inner) in inner.iter_mut().enumerate() {
-                let value = R::splat(*left.add(i));
-                for v in 0..V {
-                    inner[v] = inner[v].plus_product(value, line[v]);
+            let values: [R; M] = std::array::from_fn(|i| R::splat(*left.add(i)));
+            for v in 0..V {
+                let line = R::load(from.add(v * R::LANES));
+                for (inner, value) in inner.iter_mut().zip(values) {
+                    inner[v] = inner[v].plus_product(value, line);
                 }
             }
             (left, from) = (left.wrapping_add(height), from.add(height));
