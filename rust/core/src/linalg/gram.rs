@@ -235,25 +235,20 @@ where
         let height = V * R::LANES;
         let width = self.tile.columns;
         let columns = self.right[0].len() / height;
-        for start in (0..columns).step_by(self.depth) {
-            let part = start * height..columns.min(start + self.depth) * height;
-            for (j, right) in self.right.iter().enumerate() {
-                let above = if self.tile.i == self.tile.j {
-                    j + 1
-                } else {
-                    self.left.len()
-                };
-                for (i, left) in self.left[..above].iter().enumerate() {
+        for (j, right) in self.right.iter().enumerate() {
+            let above = if self.tile.i == self.tile.j {
+                j + 1
+            } else {
+                self.left.len()
+            };
+            for (i, left) in self.left[..above].iter().enumerate() {
+                for start in (0..columns).step_by(self.depth) {
+                    let part = start * height..columns.min(start + self.depth) * height;
+                    let (left, right) = (&left[part.clone()], &right[part]);
                     for row in (0..height).step_by(M) {
                         let place = (i * height + row) * width + j * height;
                         let sums = &mut self.tile.sums[place..];
-                        block::<R, M, V>(
-                            &left[part.clone()],
-                            row,
-                            &right[part.clone()],
-                            sums,
-                            width,
-                        );
+                        block::<R, M, V>(left, row, right, sums, width);
                     }
                 }
             }
