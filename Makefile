@@ -7,7 +7,7 @@ EXTRAS := --extra torch --extra report --extra demo --extra onnx --extra hf --ex
 # A python with no venv module, or torch's large wheels on a slow line, get room to work.
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: help build demo test lint bench docs site pictures check ray faults fuzz valgrind wheel sdist reproducible licences sbom examples clean
+.PHONY: help build demo test lint bench docs site pictures check ray faults fuzz sanitize valgrind wheel sdist reproducible licences sbom examples clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,6 +73,11 @@ valgrind:  ## the kernels' unit tests under valgrind, portable and AVX2 (it know
 	for level in portable avx2; do \
 	  MPCORE_KERNELS=$$level CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="valgrind --quiet --error-exitcode=9" \
 	    cargo test --release --quiet -p mpcore-core --lib -- $(KERNELS) --test-threads 1 || exit 1; done
+
+sanitize:  ## the core's unit tests under AddressSanitizer, portable and the widest of this CPU (AVX-512 too); Linux x86-64
+	for kernels in MPCORE_KERNELS=portable -uMPCORE_KERNELS; do \
+	  env $$kernels RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --release --quiet -p mpcore-core --lib \
+	    --target x86_64-unknown-linux-gnu --target-dir target/sanitize || exit 1; done
 
 wheel: .venv/.packages  ## build the abi3 wheel into dist/ and use it on every CPython found here
 	rm -rf dist && $(BIN)/python release/build.py dist
