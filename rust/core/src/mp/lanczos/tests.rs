@@ -98,3 +98,11 @@ fn bits_do_not_depend_on_threads() {
 fn two_sided_levels_are_the_familiar_ones() {
     assert!((two_sided(1.959_964) - 0.05).abs() < 1e-6 && (two_sided(0.0) - 1.0).abs() < 1e-6);
 }
+
+#[test]
+fn critical_values_of_student_become_those_of_the_normal_law() {
+    for (t, degrees) in [(2.947, 15.0), (2.656, 63.0)] {
+        assert!((as_normal(t, degrees) - 2.576).abs() < 0.03);
+        assert!((as_normal(-t, degrees) + 2.576).abs() < 0.03);
+    }
+}
