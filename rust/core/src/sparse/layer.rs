@@ -36,8 +36,9 @@ impl Layer<'_> {
     /// The outputs of a linear layer for `tokens` tokens.
     ///
     /// `input` is (tokens x inputs) with [`Order::ChannelsLast`], (inputs x tokens) with [`Order::ChannelsFirst`], and
-    /// `output` accordingly. Sums are taken in f32 in the order of the inputs. The result is the same for any number of
-    /// threads, any number of other tokens, and for every instruction set with fused products.
+    /// `output` accordingly. Sums are taken in f32. The result is the same for any number of threads. A token's outputs do
+    /// not depend on the others, except that few and many tokens (13 and more with AVX-512, 8 or 3 with AVX2) are summed in
+    /// different orders, either of which has the same bits with AVX2 and AVX-512.
     ///
     /// # Errors
     /// [`Error::Shape`] if sizes do not fit.

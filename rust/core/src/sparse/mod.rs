@@ -7,6 +7,7 @@ mod grid;
 mod lanes;
 mod layer;
 mod output;
+mod pairs;
 mod panel;
 mod simd;
 mod team;

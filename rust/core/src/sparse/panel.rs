@@ -1,8 +1,9 @@
 //! Many tokens: they lie along the lanes, and one weight meets a whole line of them.
 //!
 //! The inputs of a block of columns are packed just in time into a panel that stays in the L1 cache, while the rows of
-//! the weights run over it; their sums wait in the L2 cache for the next block. A kept weight costs one broadcast and,
-//! for every register of the line, one fused product with an operand in memory, wherever in its group it stood.
+//! the weights run over it two by two; their sums wait in the L2 cache for the next block. A kept weight costs one
+//! broadcast and, for every register of the line, one fused product, wherever in its group it stood; an input that both
+//! rows keep is read once for both.
 
 #![expect(
     unsafe_code,
@@ -20,13 +21,11 @@ use std::ops::Range;
 use super::field::Input;
 use super::grid::{Grid, Panel};
 use super::output::Sink;
+use super::pairs::BAND;
 use super::simd::Simd;
 use super::team::Team;
-use super::weights::{Block, QUAD, Weights};
+use super::weights::{Entries, Weights};
 use crate::vector::Kernel;
-
-/// Rows of the smallest tile, below which packing costs more than the products.
-const LEAST_TILE: usize = 32;
 
 /// A product to be shared out in tasks.
 pub(super) struct Job<'a> {
@@ -46,9 +45,9 @@ impl Job<'_> {
         let (panels, threads) = (vectors.div_ceil(S::WIDEST), team.size());
         let wanted = blocking.tiles(panels, threads);
         let tiles = wanted
-            .min(rows.div_ceil(LEAST_TILE))
+            .min(rows.div_ceil(BAND))
             .max(rows.div_ceil(blocking.rows));
-        let tile = rows.div_ceil(tiles).next_multiple_of(16);
+        let tile = rows.div_ceil(tiles).next_multiple_of(BAND);
         let tiles = rows.div_ceil(tile);
         // As even as whole registers allow.
         let edge = |panel: usize| (vectors * panel / panels * S::LANES).min(positions);
@@ -56,7 +55,7 @@ impl Job<'_> {
             let (panel, first) = (task / tiles, task % tiles * tile);
             let (positions, rows) = (edge(panel)..edge(panel + 1), first..rows.min(first + tile));
             let vectors = positions.len().div_ceil(S::LANES);
-            let size = (self.weights.block_width() + 1) * self.weights.line();
+            let size = self.weights.block_width() * self.weights.line();
             with_scratch(size + rows.len() * vectors * S::LANES, |scratch| {
                 let (panel, sums) = scratch.split_at_mut(size);
                 // SAFETY: the dispatcher chose S for this CPU.
@@ -121,17 +120,16 @@ impl<S: Simd> Kernel for Task<'_, S> {
         } = self;
         let (stride, vectors) = (job.weights.line(), positions.len().div_ceil(S::LANES));
         let lanes = vectors * S::LANES;
-        for block in job.weights.blocks() {
+        for (block, columns) in job.weights.blocks().enumerate() {
             let mut lines = Panel {
                 values: &mut *panel,
                 stride,
                 lanes,
             };
             job.grid
-                .fill::<S>(job.input, job.round, &positions, &block.columns, &mut lines);
-            panel[block.columns.len() * stride..][..lanes].fill(0.0);
-            let first = block.columns.start == 0;
-            multiply::<S>(vectors, &block, rows.clone(), panel, sums, first);
+                .fill::<S>(job.input, job.round, &positions, &columns, &mut lines);
+            let entries = job.weights.entries(block, &rows);
+            multiply::<S>(vectors, &entries, panel, sums, block == 0);
         }
         job.sink.put_tile::<S>(sums, lanes, rows, &positions);
     }
@@ -141,120 +139,156 @@ impl<S: Simd> Kernel for Task<'_, S> {
 #[inline(always)]
 fn multiply<S: Simd>(
     vectors: usize,
-    block: &Block<'_>,
-    rows: Range<usize>,
+    entries: &Entries<'_>,
     panel: &[f32],
     sums: &mut [f32],
     first: bool,
 ) {
     macro_rules! by_vectors {
-        ($($count:literal: $rows:literal),*) => {
+        ($($count:literal),*) => {
             match vectors {
-                $($count => several::<S, $count, $rows>(block, rows, panel, sums, first),)*
+                // SAFETY: the dispatcher chose S for this CPU.
+                $($count if $count <= S::WIDEST => unsafe {
+                    S::enter(Pairs::<S, $count> { entries, panel, sums, first, isa: PhantomData });
+                },)*
                 _ => unreachable!("one to WIDEST registers"),
             }
         };
     }
-    // Eight chains of sums keep two units busy whose result takes four cycles.
-    by_vectors!(1: 8, 2: 4, 3: 3, 4: 2, 5: 2, 6: 2, 7: 1, 8: 1, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1);
+    by_vectors!(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13);
 }
 
-/// R rows at once, then the rest one by one.
-#[inline(always)]
-fn several<S: Simd, const C: usize, const R: usize>(
-    block: &Block<'_>,
-    rows: Range<usize>,
-    panel: &[f32],
-    sums: &mut [f32],
-    first: bool,
-) {
-    let whole = rows.len() / R * R;
-    let (sums, rest) = sums.split_at_mut(whole * C * S::LANES);
-    let middle = rows.start + whole;
-    // SAFETY: the dispatcher chose S for this CPU.
-    unsafe {
-        S::enter(Rows::<S, C, R> {
-            block,
-            range: rows.start..middle,
-            panel,
-            sums,
-            first,
-            isa: PhantomData,
-        });
-        if R > 1 && middle < rows.end {
-            S::enter(Rows::<S, C, 1> {
-                block,
-                range: middle..rows.end,
-                panel,
-                sums: rest,
-                first,
-                isa: PhantomData,
-            });
-        }
-    }
-}
-
-/// Rows, R at a time, times a panel of C registers.
-struct Rows<'a, S, const C: usize, const R: usize> {
-    block: &'a Block<'a>,
-    range: Range<usize>,
+/// Pairs of rows times a panel of C registers.
+struct Pairs<'a, S, const C: usize> {
+    entries: &'a Entries<'a>,
     panel: &'a [f32],
     sums: &'a mut [f32],
     first: bool,
     isa: PhantomData<S>,
 }
 
-impl<S: Simd, const C: usize, const R: usize> Kernel for Rows<'_, S, C, R> {
+impl<S: Simd, const C: usize> Kernel for Pairs<'_, S, C> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let (entries, width) = (self.block.entries, C * S::LANES);
-        assert_eq!(self.sums.len(), self.range.len() * width);
-        assert!(self.range.end * entries <= self.block.values.len());
-        let panel = self.panel.as_ptr();
-        // SAFETY: rows and sums were checked above; offsets point at lines of the panel, which hold C registers, and there
-        // is a quad behind the last offset that is read ahead of its use.
-        unsafe {
-            for (group, sums) in self.sums.chunks_exact_mut(R * width).enumerate() {
-                let at = (self.range.start + group * R) * entries;
-                let (values, offsets) = (
-                    self.block.values.as_ptr().add(at),
-                    self.block.offsets.as_ptr().add(at),
-                );
-                let sums = sums.as_mut_ptr();
-                let mut totals = [[S::splat(0.0); C]; R];
-                if !self.first {
-                    for (place, total) in totals.as_flattened_mut().iter_mut().enumerate() {
-                        *total = S::load(sums.add(place * S::LANES));
+        let width = C * S::LANES;
+        let mut lines = Lines {
+            panel: self.panel.as_ptr(),
+            values: self.entries.values.as_ptr(),
+            offsets: self.entries.offsets.as_ptr(),
+        };
+        for (sums, pairs) in self.sums.chunks_mut(BAND * width).zip(&self.entries.pairs) {
+            for pair in *pairs {
+                let [upper, lower] = pair.rows.map(usize::from);
+                assert!((upper + 1) * width <= sums.len() && (lower + 1) * width <= sums.len());
+                // SAFETY: the sums of both rows were checked; Weights has written an offset and two values for each step, and
+                // the offsets point at lines of the panel, which hold C registers.
+                unsafe {
+                    let (upper, lower) = (
+                        sums.as_mut_ptr().add(upper * width),
+                        sums.as_mut_ptr().add(lower * width),
+                    );
+                    let mut totals = [[S::splat(0.0); C]; 2];
+                    if !self.first {
+                        load(&mut totals[0], upper);
+                        load(&mut totals[1], lower);
                     }
-                }
-                let quad = |row: usize, entry: usize| {
-                    offsets
-                        .add(row * entries + entry)
-                        .cast::<u64>()
-                        .read_unaligned()
-                };
-                let mut next: [u64; R] = std::array::from_fn(|row| quad(row, 0));
-                for entry in (0..entries).step_by(QUAD) {
-                    let mut now = next;
-                    next = std::array::from_fn(|row| quad(row, entry + QUAD));
-                    for step in 0..QUAD {
-                        for row in 0..R {
-                            let weight = S::splat(*values.add(row * entries + entry + step));
-                            let inputs = panel.byte_add(usize::from(now[row] as u16));
-                            now[row] >>= 16;
-                            for (vector, total) in totals[row].iter_mut().enumerate() {
-                                *total = total
-                                    .plus_product(weight, S::load(inputs.add(vector * S::LANES)));
-                            }
-                        }
+                    for _ in 0..pair.mixed {
+                        lines.shared(&mut totals);
+                        lines.own(&mut totals);
                     }
-                }
-                for (place, total) in totals.as_flattened().iter().enumerate() {
-                    total.store(sums.add(place * S::LANES));
+                    for _ in 0..pair.shared {
+                        lines.shared(&mut totals);
+                    }
+                    for _ in 0..pair.own {
+                        lines.own(&mut totals);
+                    }
+                    // A row without a partner is its own: what counts is stored last.
+                    store(&totals[1], lower);
+                    store(&totals[0], upper);
                 }
             }
         }
+    }
+}
+
+/// What is read next.
+struct Lines {
+    panel: *const f32,
+    values: *const f32,
+    offsets: *const u16,
+}
+
+impl Lines {
+    /// The inputs of the next offset.
+    #[inline(always)]
+    unsafe fn next(&mut self) -> *const f32 {
+        // SAFETY: as the caller's.
+        unsafe {
+            let offset = *self.offsets;
+            self.offsets = self.offsets.add(1);
+            self.panel.byte_add(offset.into())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weights<S: Simd>(&mut self) -> [S; 2] {
+        // SAFETY: as the caller's.
+        unsafe {
+            let weights = [S::splat(*self.values), S::splat(*self.values.add(1))];
+            self.values = self.values.add(2);
+            weights
+        }
+    }
+
+    /// Both rows add the same inputs, each by its weight.
+    #[inline(always)]
+    unsafe fn shared<S: Simd, const C: usize>(&mut self, totals: &mut [[S; C]; 2]) {
+        // SAFETY: as the caller's.
+        unsafe {
+            let (weights, inputs) = (self.weights::<S>(), self.next());
+            for vector in 0..C {
+                let inputs = S::load(inputs.add(vector * S::LANES));
+                for (totals, &weight) in totals.iter_mut().zip(&weights) {
+                    totals[vector] = totals[vector].plus_product(weight, inputs);
+                }
+            }
+        }
+    }
+
+    /// Each row adds inputs of its own.
+    #[inline(always)]
+    unsafe fn own<S: Simd, const C: usize>(&mut self, totals: &mut [[S; C]; 2]) {
+        // SAFETY: as the caller's.
+        unsafe {
+            let weights = self.weights::<S>();
+            for (totals, &weight) in totals.iter_mut().zip(&weights) {
+                let inputs = self.next();
+                for (vector, total) in totals.iter_mut().enumerate() {
+                    *total = total.plus_product(weight, S::load(inputs.add(vector * S::LANES)));
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`Register::load`](super::simd::Register::load), for C registers.
+#[inline(always)]
+unsafe fn load<S: Simd, const C: usize>(totals: &mut [S; C], from: *const f32) {
+    for (vector, total) in totals.iter_mut().enumerate() {
+        // SAFETY: as the caller's.
+        *total = unsafe { S::load(from.add(vector * S::LANES)) };
+    }
+}
+
+/// # Safety
+/// As [`Register::store`](super::simd::Register::store), for C registers.
+#[inline(always)]
+unsafe fn store<S: Simd, const C: usize>(totals: &[S; C], to: *mut f32) {
+    for (vector, total) in totals.iter().enumerate() {
+        // SAFETY: as the caller's.
+        unsafe { total.store(to.add(vector * S::LANES)) };
     }
 }

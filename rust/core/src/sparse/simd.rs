@@ -27,7 +27,7 @@ pub(super) type Portable = crate::vector::register::Portable<f32>;
 /// All methods may run only on a CPU that has the instruction set, and are fast only inside [`Simd::enter`].
 /// Pointers must be good for `LANES` values; they need no alignment.
 pub(super) trait Simd: Register<Item = f32> {
-    /// Registers of the widest panel: as many as stay in the register file beside one weight.
+    /// Registers of the widest panel: twice as many stay in the register file beside two weights and an input.
     const WIDEST: usize;
     /// `LANES` numbers below 16.
     type Places: Copy;

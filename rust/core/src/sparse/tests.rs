@@ -192,7 +192,7 @@ proptest! {
                 prop_assert!((f64::from(*found) - wanted).abs() < tolerance(&example), "{level:?}: {found} {wanted}");
             }
             prop_assert_eq!(&found, &quickly(&weights, &field, &input, bias, Team { threads: Some(3), openmp: true }));
-            if level != Level::Portable {
+            if level != Level::Portable && !(3..13).contains(&tokens) {
                 prop_assert_eq!(&found, fused.get_or_insert(found.clone()));
             }
         }
@@ -255,38 +255,16 @@ fn bfloat16_goes_in_and_out_rounded_once() {
                 vec![0.0; tokens * 37],
                 vec![0; tokens * 37],
             );
-            let team = Team::rayon(None);
-            layer
-                .linear(
-                    Input::F32(&wide),
-                    tokens,
-                    order,
-                    Output::F32(&mut wanted),
-                    order,
-                    team,
-                )
-                .unwrap();
-            layer
-                .linear(
-                    Input::F32(&exact),
-                    tokens,
-                    order,
-                    Output::F32(&mut found),
-                    order,
-                    team,
-                )
-                .unwrap();
+            let run = |input: Input<'_>, output: Output<'_>| {
+                let team = Team::rayon(None);
+                layer
+                    .linear(input, tokens, order, output, order, team)
+                    .unwrap();
+            };
+            run(Input::F32(&wide), Output::F32(&mut wanted));
+            run(Input::F32(&exact), Output::F32(&mut found));
             assert_eq!(found, wanted);
-            layer
-                .linear(
-                    Input::Bf16(&narrow),
-                    tokens,
-                    order,
-                    Output::Bf16(&mut short),
-                    order,
-                    team,
-                )
-                .unwrap();
+            run(Input::Bf16(&narrow), Output::Bf16(&mut short));
             let rounded: Vec<u16> = wanted
                 .iter()
                 .map(|&value| half::bf16::from_f32(value).to_bits())
@@ -297,11 +275,16 @@ fn bfloat16_goes_in_and_out_rounded_once() {
 }
 
 #[test]
-fn few_tokens_with_weights_in_bfloat16_have_the_bits_of_many() {
-    for (keep, group) in [(2, 4), (1, 4), (5, 7), (8, 16), (9, 13)] {
+fn a_token_does_not_depend_on_the_others_and_hardly_on_their_number() {
+    for ((keep, group), bfloat16) in [(2, 4), (1, 4), (5, 7), (8, 16), (9, 13)]
+        .into_iter()
+        .flat_map(|pattern| [(pattern, false), (pattern, true)])
+    {
         let mut example = Example::new(70, 5 * group, Pattern::new(keep, group).unwrap(), 4);
-        for value in example.values.iter_mut().chain(&mut example.full) {
-            *value = half::bf16::from_f32(*value).to_f32();
+        if bfloat16 {
+            for value in example.values.iter_mut().chain(&mut example.full) {
+                *value = half::bf16::from_f32(*value).to_f32();
+            }
         }
         let mut next = stream(5);
         let input: Vec<f32> = (0..30 * 5 * group).map(|_| next()).collect();
@@ -313,10 +296,19 @@ fn few_tokens_with_weights_in_bfloat16_have_the_bits_of_many() {
         };
         for level in Level::here() {
             let weights = example.weights(level);
-            let many = run(&weights, 30);
+            let (one, many) = (run(&weights, 1), run(&weights, 30));
+            for (few, many) in one.iter().zip(&many) {
+                assert!(f64::from(few - many).abs() < tolerance(&example));
+            }
             for tokens in 1..30 {
                 let found = run(&weights, tokens);
-                assert_eq!(found, many[..tokens * 70], "{level:?} {keep}:{group}");
+                let few = tokens < weights.few();
+                let (found, wanted) = if few {
+                    (&found[..70], &one[..])
+                } else {
+                    (&found[..], &many[..tokens * 70])
+                };
+                assert_eq!(found, wanted, "{level:?} {keep}:{group}, {tokens} tokens");
             }
         }
     }

@@ -1,13 +1,15 @@
 //! N:M weights in the order in which the kernels read them.
 //!
-//! Columns are cut into blocks whose inputs, for one panel of tokens, fit the L1 cache. Block by block and row by row
-//! there is a value and a byte offset for each kept weight: the offset of the column's line in the panel. A row's list is
-//! filled up to a multiple of four with zeros that point at a line of zeros behind the block.
+//! Columns are cut into blocks whose inputs, for one panel of tokens, fit the L1 cache, and the rows of a block are paired
+//! ([`super::pairs`]). Block by block, band by band and pair by pair there are the values, and for each input that is
+//! read the byte offset of its line in the panel.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::blocking::{Blocking, few};
 use super::lanes::Lanes;
+use super::pairs::{BAND, MOST_COLUMNS, Pair, bits, pair_up};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Portable, Register, Simd, is_narrow};
@@ -17,9 +19,6 @@ use crate::nm::pack::check_places;
 use crate::nm::pack::check_size;
 use crate::vector::Level;
 
-/// Entries that are read at once.
-pub(super) const QUAD: usize = 4;
-
 /// Weights of a layer, (rows x columns), ready to be multiplied with.
 #[derive(Debug)]
 pub struct Weights {
@@ -27,23 +26,29 @@ pub struct Weights {
     rows: usize,
     columns: usize,
     pattern: Pattern,
-    /// By block, row and entry.
+    pairs: Vec<Pair>,
     values: Vec<f32>,
-    /// As `values`, and one quad more that is read ahead.
     offsets: Vec<u16>,
+    /// Where the bands begin, block by block, and the end.
+    bands: Vec<Start>,
     /// Whether all are values of bfloat16.
     pub(super) bfloat16: bool,
     lanes: OnceLock<Option<Lanes>>,
 }
 
-/// The entries of one block of columns.
-pub(super) struct Block<'a> {
-    pub(super) columns: std::ops::Range<usize>,
-    /// Entries of a row, a multiple of four.
-    pub(super) entries: usize,
-    /// (rows x entries).
+/// Lengths of the three lists of [`Weights`] in front of a band.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    pairs: usize,
+    values: usize,
+    offsets: usize,
+}
+
+/// The entries of some rows of one block of columns.
+pub(super) struct Entries<'a> {
+    /// Band by band.
+    pub(super) pairs: Vec<&'a [Pair]>,
     pub(super) values: &'a [f32],
-    /// (rows x entries), and what follows.
     pub(super) offsets: &'a [u16],
 }
 
@@ -69,32 +74,77 @@ impl Weights {
             rows,
             columns,
             pattern,
+            pairs: Vec::new(),
             values: Vec::new(),
             offsets: Vec::new(),
+            bands: Vec::new(),
             bfloat16: values.iter().all(|&value| is_narrow(value)),
             lanes: OnceLock::new(),
         };
-        let (line, keep) = (weights.line_bytes(), pattern.keep());
-        for block in 0..weights.block_count() {
-            let range = weights.block_columns(block);
-            let (width, first) = (range.len(), range.start / pattern.group() * keep);
-            let kept = width / pattern.group() * keep;
-            for row in 0..rows {
-                let from = row * per_row + first;
-                let (values, places) = (&values[from..from + kept], &places[from..from + kept]);
-                for (position, (&value, &place)) in values.iter().zip(places).enumerate() {
-                    let column = position / keep * pattern.group() + usize::from(place);
-                    weights.values.push(value);
-                    weights.offsets.push((column * line) as u16);
+        let keep = pattern.keep();
+        for columns in weights.blocks() {
+            let first = columns.start / pattern.group() * keep;
+            let kept = columns.len() / pattern.group() * keep;
+            for start in (0..rows).step_by(BAND) {
+                let mut band = Vec::with_capacity(BAND);
+                for row in start..rows.min(start + BAND) {
+                    let from = row * per_row + first;
+                    let mut line = Line::default();
+                    for entry in 0..kept {
+                        let place = usize::from(places[from + entry]);
+                        line.put(entry / keep * pattern.group() + place, values[from + entry]);
+                    }
+                    band.push(line);
                 }
-                for _ in kept..kept.next_multiple_of(QUAD) {
-                    weights.values.push(0.0);
-                    weights.offsets.push((width * line) as u16);
-                }
+                weights.push_band(&band);
             }
         }
-        weights.offsets.extend([0; QUAD]);
+        weights.bands.push(weights.end());
         Ok(weights)
+    }
+
+    fn end(&self) -> Start {
+        Start {
+            pairs: self.pairs.len(),
+            values: self.values.len(),
+            offsets: self.offsets.len(),
+        }
+    }
+
+    /// Append the rows of a band of one block, pair by pair.
+    fn push_band(&mut self, band: &[Line]) {
+        self.bands.push(self.end());
+        let columns: Vec<u64> = band.iter().map(|line| line.columns).collect();
+        let bytes = self.line_bytes();
+        for pair in pair_up(&columns) {
+            let [upper, lower] = pair.rows.map(|row| &band[usize::from(row)]);
+            // A row alone is its own partner, with weights of zero.
+            let weight = |column: usize| {
+                if pair.is_alone() {
+                    0.0
+                } else {
+                    lower.values[column]
+                }
+            };
+            let both = bits(upper.columns & lower.columns);
+            let own =
+                bits(upper.columns & !lower.columns).zip(bits(lower.columns & !upper.columns));
+            let (mut both, mut own) = (both.peekable(), own.peekable());
+            // Products with a shared input take turns with others, which wait for the cache.
+            while both.peek().is_some() || own.peek().is_some() {
+                if let Some(column) = both.next() {
+                    self.values.extend([upper.values[column], weight(column)]);
+                    self.offsets.push((column * bytes) as u16);
+                }
+                if let Some((above, below)) = own.next() {
+                    self.values
+                        .extend([upper.values[above], lower.values[below]]);
+                    self.offsets
+                        .extend([above, below].map(|column| (column * bytes) as u16));
+                }
+            }
+            self.pairs.push(pair);
+        }
     }
 
     /// Rows R and columns C.
@@ -129,7 +179,7 @@ impl Weights {
 
     /// The number of tokens from which on they lie along the lanes.
     pub(super) fn few(&self) -> usize {
-        few(self.level, self.pattern.group(), self.bfloat16)
+        few(self.level, self.pattern.group())
     }
 
     /// How products with these weights are cut up.
@@ -143,46 +193,85 @@ impl Weights {
 
     /// Columns of every block but the last.
     pub(super) fn block_width(&self) -> usize {
-        self.blocking().columns / self.pattern.group() * self.pattern.group()
+        MOST_COLUMNS / self.pattern.group() * self.pattern.group()
     }
 
-    fn block_count(&self) -> usize {
-        self.columns.div_ceil(self.block_width())
+    /// The columns of each block.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (width, columns) = (self.block_width(), self.columns);
+        (0..columns)
+            .step_by(width)
+            .map(move |first| first..columns.min(first + width))
     }
 
-    fn block_columns(&self, block: usize) -> std::ops::Range<usize> {
-        let first = block * self.block_width();
-        first..self.columns.min(first + self.block_width())
+    /// The entries of `rows`, which begin and end with a band or with the last row, in a block.
+    pub(super) fn entries(&self, block: usize, rows: &Range<usize>) -> Entries<'_> {
+        assert!(rows.start.is_multiple_of(BAND));
+        assert!(rows.end.is_multiple_of(BAND) || rows.end == self.rows);
+        let first = block * self.rows.div_ceil(BAND);
+        let bands = &self.bands[first + rows.start / BAND..=first + rows.end.div_ceil(BAND)];
+        let (start, end) = (bands[0], bands[bands.len() - 1]);
+        Entries {
+            pairs: bands
+                .windows(2)
+                .map(|ends| &self.pairs[ends[0].pairs..ends[1].pairs])
+                .collect(),
+            values: &self.values[start.values..end.values],
+            offsets: &self.offsets[start.offsets..end.offsets],
+        }
     }
 
-    fn entries(&self, columns: usize) -> usize {
-        (columns / self.pattern.group() * self.pattern.keep()).next_multiple_of(QUAD)
-    }
-
-    pub(super) fn blocks(&self) -> impl Iterator<Item = Block<'_>> {
-        let full = self.entries(self.block_width()) * self.rows;
-        (0..self.block_count()).map(move |block| {
-            let columns = self.block_columns(block);
-            let entries = self.entries(columns.len());
-            let size = entries * self.rows;
-            Block {
-                columns,
-                entries,
-                values: &self.values[block * full..][..size],
-                offsets: &self.offsets[block * full..],
+    /// Column and value of every kept weight, row by row, in the order of the columns.
+    pub(super) fn by_row(&self) -> Vec<Vec<(usize, f32)>> {
+        let bytes = self.line_bytes();
+        let mut rows = vec![Vec::new(); self.rows];
+        for (block, columns) in self.blocks().enumerate() {
+            let entries = self.entries(block, &(0..self.rows));
+            let mut values = entries.values.chunks_exact(2);
+            let mut offsets = entries.offsets.iter();
+            let mut next = || {
+                columns.start + usize::from(*offsets.next().expect("one for each input")) / bytes
+            };
+            for (band, pairs) in entries.pairs.iter().enumerate() {
+                for pair in *pairs {
+                    let [upper, lower] = pair.rows.map(|row| band * BAND + usize::from(row));
+                    for shared in pair.steps() {
+                        let (above, weights) = (next(), values.next().expect("two for each step"));
+                        rows[upper].push((above, weights[0]));
+                        let below = if shared { above } else { next() };
+                        if !pair.is_alone() {
+                            rows[lower].push((below, weights[1]));
+                        }
+                    }
+                }
             }
-        })
+        }
+        for row in &mut rows {
+            row.sort_by_key(|&(column, _)| column);
+        }
+        rows
     }
+}
 
-    /// Column and value of every kept weight of a row, in order.
-    pub(super) fn row(&self, row: usize) -> impl Iterator<Item = (usize, f32)> {
-        let line = self.line_bytes();
-        self.blocks().flat_map(move |block| {
-            let kept = block.columns.len() / self.pattern.group() * self.pattern.keep();
-            (row * block.entries..row * block.entries + kept).map(move |at| {
-                let column = usize::from(block.offsets[at]) / line;
-                (block.columns.start + column, block.values[at])
-            })
-        })
+/// One row of a block.
+struct Line {
+    /// A bit for each column that is kept.
+    columns: u64,
+    values: [f32; MOST_COLUMNS],
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self {
+            columns: 0,
+            values: [0.0; MOST_COLUMNS],
+        }
+    }
+}
+
+impl Line {
+    fn put(&mut self, column: usize, value: f32) {
+        self.columns |= 1 << column;
+        self.values[column] = value;
     }
 }

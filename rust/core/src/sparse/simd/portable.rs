@@ -14,7 +14,7 @@ use crate::vector::Kernel;
 
 impl Simd for Portable {
     /// 12 of the 16 registers of SSE2, 24 of the 32 of `AArch64`.
-    const WIDEST: usize = if cfg!(target_arch = "aarch64") { 12 } else { 6 };
+    const WIDEST: usize = if cfg!(target_arch = "aarch64") { 6 } else { 3 };
     type Places = [u8; 8];
 
     #[inline(always)]

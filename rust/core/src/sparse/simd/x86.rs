@@ -33,7 +33,7 @@ fn avx512<K: Kernel>(kernel: K) -> K::Output {
 
 // SAFETY of the bodies below: the caller has the CPU for it, and its pointers are good for LANES values.
 impl Simd for Avx2 {
-    const WIDEST: usize = 13;
+    const WIDEST: usize = 6;
     type Places = __m256i;
 
     #[inline(always)]
