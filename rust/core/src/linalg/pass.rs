@@ -12,7 +12,7 @@ use crate::vector::register::Lanes;
 /// Rows of a task. Sums over them are in the precision of the products, sums of tasks in float64.
 const ROWS: usize = 256;
 /// Columns of a task that sums over all rows.
-const COLUMNS: usize = 256;
+const COLUMNS: usize = 512;
 
 /// A row-major matrix.
 #[derive(Debug, Clone, Copy)]

@@ -17,6 +17,8 @@ pub(crate) const SIDE: usize = 16;
 const MOST: usize = 4;
 /// Columns whose addresses are reckoned together.
 const UNROLLED: usize = 4;
+/// Columns of some rows that are converted together: 16 KiB of float64 for eight rows.
+const CONVERTED: usize = 256;
 
 /// To the precision of the products.
 pub(crate) fn cast<P: Real, T: num_traits::ToPrimitive>(value: T) -> P {
@@ -70,12 +72,12 @@ where
                 let mut groups = products.chunks_exact_mut(M * SIDE);
                 let mut rows = w.chunks(M * columns);
                 for (products, w) in groups.by_ref().zip(rows.by_ref()) {
-                    dots::<T, R, M>(w, columns, x, products);
+                    dots_of::<T, R, M>(w, columns, x, products);
                 }
                 let rest = groups.into_remainder();
                 let done = w.len() / columns / M * M * columns;
                 for (product, w) in rest.chunks_exact_mut(SIDE).zip(w[done..].chunks(columns)) {
-                    dots::<T, R, 1>(w, columns, x, product);
+                    dots_of::<T, R, 1>(w, columns, x, product);
                 }
             }
             Job::Spread { x, sums } => {
@@ -84,10 +86,10 @@ where
                 let rest = groups.remainder().chunks_exact(SIDE);
                 let done = groups.len() * M;
                 for (i, x) in groups.enumerate() {
-                    spread::<T, R, M>(&w[i * M * columns..], columns, x, sums);
+                    spread_of::<T, R, M>(&w[i * M * columns..], columns, x, sums);
                 }
                 for (i, x) in rest.enumerate() {
-                    spread::<T, R, 1>(&w[(done + i) * columns..], columns, x, sums);
+                    spread_of::<T, R, 1>(&w[(done + i) * columns..], columns, x, sums);
                 }
             }
             Job::Both { x, sums } => {
@@ -96,15 +98,67 @@ where
                 for w in rows {
                     let mut products = [[R::Item::default(); SIDE]; M];
                     let products = products.as_flattened_mut();
-                    dots::<T, R, M>(w, columns, x, products);
-                    spread::<T, R, M>(w, columns, products, sums);
+                    dots_of::<T, R, M>(w, columns, x, products);
+                    spread_of::<T, R, M>(w, columns, products, sums);
                 }
                 for w in rest.chunks_exact(columns) {
                     let mut product = [R::Item::default(); SIDE];
-                    dots::<T, R, 1>(w, columns, x, &mut product);
-                    spread::<T, R, 1>(w, columns, &product, sums);
+                    dots_of::<T, R, 1>(w, columns, x, &mut product);
+                    spread_of::<T, R, 1>(w, columns, &product, sums);
                 }
             }
+        }
+    }
+}
+
+/// [`dots`] for rows of another precision, which are converted piece by piece: entry by entry that costs more than the
+/// product.
+#[inline(always)]
+fn dots_of<T, R, const M: usize>(w: &[T], stride: usize, x: &[R::Item], products: &mut [R::Item])
+where
+    T: Real,
+    R: Register,
+    R::Item: Real,
+{
+    if size_of::<T>() == size_of::<R::Item>() {
+        return dots::<T, R, M>(w, stride, x, products);
+    }
+    let mut lines = [[R::Item::default(); CONVERTED]; M];
+    for (part, x) in x.chunks(CONVERTED * SIDE).enumerate() {
+        convert(&mut lines, x.len() / SIDE, &w[part * CONVERTED..], stride);
+        dots::<R::Item, R, M>(lines.as_flattened(), CONVERTED, x, products);
+    }
+}
+
+/// [`spread`] for rows of another precision.
+#[inline(always)]
+fn spread_of<T, R, const M: usize>(w: &[T], stride: usize, x: &[R::Item], sums: &mut [R::Item])
+where
+    T: Real,
+    R: Register,
+    R::Item: Real,
+{
+    if size_of::<T>() == size_of::<R::Item>() {
+        return spread::<T, R, M>(w, stride, x, sums);
+    }
+    let mut lines = [[R::Item::default(); CONVERTED]; M];
+    for (part, sums) in sums.chunks_mut(CONVERTED * SIDE).enumerate() {
+        convert(
+            &mut lines,
+            sums.len() / SIDE,
+            &w[part * CONVERTED..],
+            stride,
+        );
+        spread::<R::Item, R, M>(lines.as_flattened(), CONVERTED, x, sums);
+    }
+}
+
+/// The first `width` entries of rows that are `stride` apart.
+#[inline(always)]
+fn convert<T: Real, P: Real>(lines: &mut [[P; CONVERTED]], width: usize, w: &[T], stride: usize) {
+    for (line, row) in lines.iter_mut().zip(w.chunks(stride)) {
+        for (to, from) in line[..width].iter_mut().zip(&row[..width]) {
+            *to = cast(*from);
         }
     }
 }
