@@ -111,6 +111,34 @@ struct Run {
     from: usize,
 }
 
+impl Run {
+    /// Zeros from lane `end` on and the inputs behind them, in whole registers: what is too much, the next run, the zeros
+    /// behind the last or the next line overwrite.
+    ///
+    /// # Safety
+    /// As for S; `from` and the line from the run's lane on hold its length, rounded up to whole registers.
+    #[inline(always)]
+    unsafe fn copy<S: Simd, E: Element>(
+        &self,
+        from: &[E],
+        round: bool,
+        line: &mut [f32],
+        end: usize,
+    ) {
+        // SAFETY: the caller's; a register of zeros begins before the run and ends before its last register does.
+        unsafe {
+            let to = line.as_mut_ptr();
+            for lane in (end..self.lane).step_by(S::LANES) {
+                S::splat(0.0).store(to.add(lane));
+            }
+            for done in (0..self.length).step_by(S::LANES) {
+                let register = E::load::<S>(from.as_ptr().add(done), round);
+                register.store(to.add(self.lane + done));
+            }
+        }
+    }
+}
+
 /// One kernel position, and channels of it that a block of columns holds.
 struct Tap {
     at: (usize, usize),
@@ -167,8 +195,12 @@ impl Grid {
         let along = self.field.input == Order::ChannelsFirst;
         for tap in self.taps(columns) {
             match (input, along) {
-                (Input::F32(values), true) => self.copy(values, round, positions, &tap, panel),
-                (Input::Bf16(values), true) => self.copy(values, false, positions, &tap, panel),
+                (Input::F32(values), true) => {
+                    self.copy::<S, _>(values, round, positions, &tap, panel);
+                }
+                (Input::Bf16(values), true) => {
+                    self.copy::<S, _>(values, false, positions, &tap, panel);
+                }
                 // Compiled twice: a branch for each register would cost as much as the load.
                 (Input::F32(values), false) if round => {
                     self.turn::<S, _>(values, true, positions, &tap, panel);
@@ -305,7 +337,7 @@ impl Grid {
 
     /// Positions run fastest: copy what lies in one row of one image, line by line.
     #[inline(always)]
-    fn copy<E: Element>(
+    fn copy<S: Simd, E: Element>(
         &self,
         values: &[E],
         round: bool,
@@ -319,26 +351,26 @@ impl Grid {
             from: 0,
         }; MOST_PANEL];
         let count = self.runs(positions, tap, &mut runs);
-        let step = self.field.stride.1;
+        let (step, lanes) = (self.field.stride.1, panel.lanes);
         for (done, channel) in tap.channels.clone().enumerate() {
-            let line = &mut panel.line(tap.line + done)[..];
+            let line = &mut panel.values[(tap.line + done) * panel.stride..];
             let mut end = 0;
             for run in &runs[..count] {
-                line[end..run.lane].fill(0.0);
-                end = run.lane + run.length;
                 let from = &values[run.from + channel * self.channel..];
-                let to = &mut line[run.lane..end];
-                if step == 1 {
-                    for (to, from) in to.iter_mut().zip(&from[..run.length]) {
-                        *to = from.value(round);
-                    }
+                let whole = run.length.next_multiple_of(S::LANES);
+                if step == 1 && whole <= from.len() && run.lane + whole <= line.len() {
+                    // SAFETY: the dispatcher chose S for this CPU; so many values are there and have room.
+                    unsafe { run.copy::<S, E>(from, round, line, end) };
                 } else {
+                    line[end..run.lane].fill(0.0);
+                    let to = &mut line[run.lane..][..run.length];
                     for (to, from) in to.iter_mut().zip(from.iter().step_by(step)) {
                         *to = from.value(round);
                     }
                 }
+                end = run.lane + run.length;
             }
-            line[end..].fill(0.0);
+            line[end..lanes].fill(0.0);
         }
     }
 
