@@ -115,6 +115,9 @@ def _checked(
     places = np.packbits(bits, axis=-1, bitorder="little")[..., 0]
     if places.size and places.max() >= pattern.group:
         raise ValueError(f"place {places.max()} is outside its group of {pattern.group}")
+    by_group = places.reshape(-1, pattern.keep)
+    if wrong := np.flatnonzero((by_group[:, 1:] <= by_group[:, :-1]).any(axis=1)).tolist():
+        raise ValueError(f"places {by_group[wrong[0]].tolist()} of group {wrong[0]} are not in ascending order")
     return values, places
 
 

@@ -86,20 +86,25 @@ pub fn unpack(values: &[f32], places: &[u8], columns: usize, pattern: Pattern) -
     Ok(weight)
 }
 
-/// Refuse places that are too many, too few, or outside their group.
+/// Refuse places that are too many, too few, outside their group, or not in ascending order there.
 pub(crate) fn check_places(places: &[u8], values: usize, pattern: Pattern) -> Result<()> {
     check_size("places", places.len(), values)?;
-    match places
-        .iter()
-        .find(|&&place| usize::from(place) >= pattern.group())
-    {
-        None => Ok(()),
-        Some(&place) => Err(Error::Value {
+    let refused = |place: u8, wanted| {
+        Err(Error::Value {
             name: "places",
             got: f64::from(place),
-            wanted: "below the group size M",
-        }),
+            wanted,
+        })
+    };
+    for group in places.chunks(pattern.keep()) {
+        if let Some(&place) = group.iter().find(|&&p| usize::from(p) >= pattern.group()) {
+            return refused(place, "below the group size M");
+        }
+        if let Some(pair) = group.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return refused(pair[1], "above the place before it in its group");
+        }
     }
+    Ok(())
 }
 
 pub(crate) fn check_size(name: &'static str, got: usize, wanted: usize) -> Result<()> {
@@ -160,7 +165,17 @@ mod tests {
 
     #[test]
     fn a_place_outside_its_group_is_refused() {
-        let found = unpack(&[1.0, 2.0], &[0, 4], 4, Pattern::new(2, 4).unwrap());
+        let pattern = Pattern::new(2, 4).unwrap();
+        for places in [[2, 2], [3, 1]] {
+            let error = unpack(&[1.0, 2.0], &places, 4, pattern)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.ends_with("is not above the place before it in its group"),
+                "{error}"
+            );
+        }
+        let found = unpack(&[1.0, 2.0], &[0, 4], 4, pattern);
         assert!(
             found
                 .unwrap_err()

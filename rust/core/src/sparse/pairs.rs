@@ -52,8 +52,10 @@ impl Pair {
 }
 
 /// Partners for the rows of a band, those with the most columns in common first, so that neighbouring pairs take equally
-/// many steps. All rows keep equally many columns, the set bits.
+/// many steps. All rows must keep equally many columns, the set bits: the kernels count on it.
 pub(super) fn pair_up(columns: &[u64]) -> Vec<Pair> {
+    let kept = |columns: &u64| columns.count_ones();
+    assert!(columns.iter().all(|row| kept(row) == kept(&columns[0])));
     let mut choices: Vec<_> = (0..columns.len())
         .flat_map(|first| (first + 1..columns.len()).map(move |second| (first, second)))
         .collect();
