@@ -210,6 +210,8 @@ impl<S: Simd, const C: usize> Kernel for Pairs<'_, S, C> {
                 }
             }
         }
+        debug_assert_eq!(lines.values, self.entries.values.as_ptr_range().end);
+        debug_assert_eq!(lines.offsets, self.entries.offsets.as_ptr_range().end);
     }
 }
 
