@@ -153,15 +153,16 @@ def test_rotating_a_matrix_changes_its_fit_only_through_the_kurtosis(seed: int) 
 
 @settings(max_examples=15)
 @given(seed=seeds, shape=st.sampled_from([(150, 150), (100, 400), (400, 100)]))
-def test_spikes_above_the_transition_are_found_and_below_are_not(seed: int, shape: tuple[int, int]) -> None:
+def test_spikes_above_the_transition_are_found(seed: int, shape: tuple[int, int]) -> None:
     # Baik, Ben Arous, Péché: 1 is critical. Noise of this size moves the edge by a few per cent: these are clear cases.
-    above, below = fit_edge(planted(shape, seed, (2.0, 3.0, 5.0))), fit_edge(planted(shape, seed, (0.3, 0.4, 0.5)))
-    assert above.n_spikes in (3, 4)
-    assert below.n_spikes <= 2  # the level is 1 %: of 3000 draws 16 find one and 1 finds two
+    assert fit_edge(planted(shape, seed, (2.0, 3.0, 5.0))).n_spikes in (3, 4)
 
 
-def test_spikes_below_the_transition_are_hardly_ever_found() -> None:
-    found = [fit_edge(planted((150, 150), seed, (0.3, 0.4, 0.5))).n_spikes for seed in range(100)]
+@pytest.mark.parametrize("shape", [(150, 150), (100, 400), (400, 100)])
+def test_spikes_below_the_transition_are_not_found(shape: tuple[int, int]) -> None:
+    # Fixed seeds: the level is 1 %, and of 3000 other draws 16 find one and 1 finds two.
+    found = [fit_edge(planted(shape, seed, (0.3, 0.4, 0.5))).n_spikes for seed in range(100)]
+    assert max(found) <= 1
     assert sum(found) <= 3
 
 

@@ -15,7 +15,7 @@ pub(super) const MOST_COLUMNS: usize = 48;
 pub(super) struct Pair {
     /// Their places in the band, the same one twice for a row that is left over.
     pub(super) rows: [u8; 2],
-    /// First, an input for both and one for each in turn, so many times.
+    /// First, an input for both and one for each in turn, so many times: the products of one wait less for the cache.
     pub(super) mixed: u8,
     /// Then inputs for both.
     pub(super) shared: u8,
@@ -131,6 +131,5 @@ mod tests {
                 prop_assert_eq!(shared, (first & second).count_ones() as usize);
             }
         }
-
     }
 }

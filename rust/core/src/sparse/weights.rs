@@ -126,17 +126,16 @@ impl Weights {
                     lower.values[column]
                 }
             };
-            let both = bits(upper.columns & lower.columns);
-            let own =
+            let mut both = bits(upper.columns & lower.columns);
+            let mut own =
                 bits(upper.columns & !lower.columns).zip(bits(lower.columns & !upper.columns));
-            let (mut both, mut own) = (both.peekable(), own.peekable());
-            // Products with a shared input take turns with others, which wait for the cache.
-            while both.peek().is_some() || own.peek().is_some() {
-                if let Some(column) = both.next() {
+            for shared in pair.steps() {
+                if shared {
+                    let column = both.next().expect("a step for each");
                     self.values.extend([upper.values[column], weight(column)]);
                     self.offsets.push((column * bytes) as u16);
-                }
-                if let Some((above, below)) = own.next() {
+                } else {
+                    let (above, below) = own.next().expect("a step for each");
                     self.values
                         .extend([upper.values[above], lower.values[below]]);
                     self.offsets
