@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 use crate::{Error, Result};
 
+pub(crate) mod aligned;
 pub(crate) mod register;
 
 /// A computation whose loops are worth compiling again for wider vectors.

@@ -6,7 +6,8 @@ use crate::linalg::change::Change;
 use crate::linalg::chase::Band;
 use crate::linalg::dense::Real;
 use crate::linalg::side::{self, Job, SIDE};
-use crate::linalg::symmetric::Symmetric;
+use crate::linalg::symmetric::{Symmetric, start};
+use crate::vector::aligned::Aligned;
 use crate::vector::register::Lanes;
 use crate::vector::{FusedKernel, multiply_add, widest_fused};
 
@@ -29,12 +30,13 @@ pub(crate) fn reduce<T: Real + Lanes>(mut s: Symmetric<T>) -> Band<T> {
             band.set(row, &s.row(row)[..rest - row], panel.triangle(row - first));
         }
         if rest < s.n() {
-            let v = panel.into_vectors(s.padded());
+            let v = panel.into_vectors(rest - start(rest));
             let u = kernel(&v, &scales);
             let y = times(&v, &u);
             let mut x = s.change_and_multiply(rest, change.as_ref(), &y);
             let half = -T::one() / (T::one() + T::one());
-            let inner: Vec<T> = inner(&y, &x).into_iter().map(|v| v * half).collect();
+            let mut inner = inner(&y, &x);
+            inner.iter_mut().for_each(|v| *v *= half);
             side::run(
                 &v,
                 SIDE,
@@ -43,15 +45,15 @@ pub(crate) fn reduce<T: Real + Lanes>(mut s: Symmetric<T>) -> Band<T> {
                     products: &mut x,
                 },
             );
-            change = Some(Change::new(v, x));
+            change = Some(Change::new(start(rest), v, x));
         }
     }
     band
 }
 
 /// A (length x 16) times B (16 x 16).
-fn times<T: Real + Lanes>(a: &[T], b: &[T]) -> Vec<T> {
-    let mut products = vec![T::default(); a.len()];
+fn times<T: Real + Lanes>(a: &[T], b: &[T]) -> Aligned<T> {
+    let mut products = Aligned::zeros(a.len());
     let products_in = &mut products;
     side::run(
         a,
@@ -65,8 +67,8 @@ fn times<T: Real + Lanes>(a: &[T], b: &[T]) -> Vec<T> {
 }
 
 /// A' B for (length x 16) matrices.
-fn inner<T: Real + Lanes>(a: &[T], b: &[T]) -> Vec<T> {
-    let mut sums = vec![T::default(); SIDE * SIDE];
+fn inner<T: Real + Lanes>(a: &[T], b: &[T]) -> Aligned<T> {
+    let mut sums = Aligned::zeros(SIDE * SIDE);
     side::run(
         a,
         SIDE,
@@ -79,9 +81,9 @@ fn inner<T: Real + Lanes>(a: &[T], b: &[T]) -> Vec<T> {
 }
 
 /// The upper triangular (16 x 16) matrix U of Q = I - V U V'.
-fn kernel<T: Real + Lanes>(vectors: &[T], scales: &[T]) -> Vec<T> {
+fn kernel<T: Real + Lanes>(vectors: &[T], scales: &[T]) -> Aligned<T> {
     let products = inner(vectors, vectors);
-    let mut u = vec![T::default(); SIDE * SIDE];
+    let mut u = Aligned::zeros(SIDE * SIDE);
     for (column, scale) in scales.iter().enumerate() {
         for row in 0..column {
             let sum = (row..column)
@@ -130,14 +132,14 @@ impl<T: Real> Panel<T> {
         &self.rows[row * self.length..][..size]
     }
 
-    /// The reflectors' vectors, (padded x 16): zeros, a one, and what was stored.
-    fn into_vectors(mut self, padded: usize) -> Vec<T> {
+    /// The reflectors' vectors in 16 columns: `above` rows of zeros, then in each zeros, a one, and what was stored.
+    fn into_vectors(mut self, above: usize) -> Aligned<T> {
         for (index, row) in self.rows.chunks_exact_mut(self.length).enumerate() {
             row[..index].fill(T::default());
             row[index] = T::one();
         }
-        let mut vectors = vec![T::default(); padded * SIDE];
-        let side = vectors[(padded - self.length) * SIDE..].chunks_exact_mut(SIDE);
+        let mut vectors = Aligned::zeros((above + self.length) * SIDE);
+        let side = vectors[above * SIDE..].chunks_exact_mut(SIDE);
         for (column, values) in side.enumerate() {
             for (lane, value) in values.iter_mut().enumerate() {
                 *value = self.rows[lane * self.length + column];

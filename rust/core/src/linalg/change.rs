@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use crate::linalg::dense::Real;
 use crate::linalg::side::SIDE;
+use crate::vector::aligned::Aligned;
 use crate::vector::register::{Lanes, Register};
 
 /// Columns that a change is packed by; the matrix is padded with zeros to a multiple of it.
@@ -18,17 +19,19 @@ pub(crate) const ROWS: usize = 8;
 
 /// V X' + X V' for V and X of 16 columns, to be taken from a symmetric matrix.
 pub(crate) struct Change<T> {
-    /// (padded x 16) each.
-    v: Vec<T>,
-    x: Vec<T>,
+    /// Row and column that V and X begin at.
+    from: usize,
+    /// (padded - from) x 16 each.
+    v: Aligned<T>,
+    x: Aligned<T>,
     /// For every [`BLOCK`] of columns the rows of -X' and of -V', (32 x BLOCK).
-    packed: Vec<T>,
+    packed: Aligned<T>,
 }
 
 impl<T: Real + Lanes> Change<T> {
-    /// V and X are (padded x 16).
-    pub(crate) fn new(v: Vec<T>, x: Vec<T>) -> Self {
-        let mut packed = vec![T::default(); 2 * v.len()];
+    /// V and X have 16 columns and the rows from `from`, a multiple of [`BLOCK`], to the padding's last.
+    pub(crate) fn new(from: usize, v: Aligned<T>, x: Aligned<T>) -> Self {
+        let mut packed = Aligned::zeros(2 * v.len());
         let blocks = packed.chunks_exact_mut(2 * SIDE * BLOCK);
         let sources = x
             .chunks_exact(BLOCK * SIDE)
@@ -43,7 +46,7 @@ impl<T: Real + Lanes> Change<T> {
                 }
             }
         }
-        Self { v, x, packed }
+        Self { from, v, x, packed }
     }
 }
 
@@ -60,7 +63,9 @@ impl<T: Real> Change<T> {
     ) where
         R: Register<Item = T>,
     {
-        let blocks = self.packed[start * 2 * SIDE..].chunks_exact(2 * SIDE * BLOCK);
+        let packed = &self.packed[(start - self.from) * 2 * SIDE..];
+        let blocks = packed.chunks_exact(2 * SIDE * BLOCK);
+        let row = row - self.from;
         for (block, at) in blocks.zip(part.step_by(BLOCK)) {
             for i in (0..ROWS).step_by(M) {
                 let factors = (row + i) * SIDE..(row + i + M) * SIDE;

@@ -14,6 +14,7 @@ use num_traits::ToPrimitive;
 use crate::linalg::dense::Real;
 use crate::linalg::symmetric::{STRIP, Symmetric};
 use crate::linalg::values::{PowerOfTwo, Scaled};
+use crate::vector::aligned::Aligned;
 use crate::vector::register::{Lanes, MOST_LANES, Register};
 use crate::vector::{Kernel, Level, level, widest};
 
@@ -21,6 +22,8 @@ use crate::vector::{Kernel, Level, level, widest};
 const TILE: usize = 192;
 /// Bytes of packed columns: a buffer that is filled again and again, because fresh pages cost more than what they hold.
 const PACKED: usize = 1 << 20;
+/// Columns that are packed at a time at least: once for so many the sums of all tiles go through memory.
+const COLUMNS: usize = 512;
 /// Columns that are turned at a time.
 const TURN: usize = 64;
 /// Most rows of a panel.
@@ -63,10 +66,11 @@ impl<T: Real> Scaled<'_, T> {
             .map(|(i, j)| Tile::new(i, j, padded(i), padded(j)))
             .collect();
         tiles.sort_by_key(|tile| tile.i == tile.j);
-        let columns = PACKED / (self.short() * size_of::<R::Item>()) / depth * depth;
-        let columns = columns.max(depth).min(self.long());
-        let mut panels =
-            vec![vec![R::Item::default(); height * columns]; self.short().div_ceil(height)];
+        let columns = (PACKED / (self.short() * size_of::<R::Item>())).max(COLUMNS);
+        let columns = columns.next_multiple_of(depth).min(self.long());
+        let mut panels: Vec<_> = (0..self.short().div_ceil(height))
+            .map(|_| Aligned::zeros(height * columns))
+            .collect();
         for start in (0..self.long()).step_by(columns) {
             let part = start..self.long().min(start + columns);
             panels.par_iter_mut().enumerate().for_each(|(i, panel)| {
@@ -92,7 +96,7 @@ impl<T: Real> Scaled<'_, T> {
     }
 
     /// Entries of a row from the first column of its strip on.
-    fn line<S: Real>(&self, row: usize, tiles: &[Tile], line: &mut Vec<S>) {
+    fn line<S: Real>(&self, row: usize, tiles: &[Tile], line: &mut [S]) {
         let cast = |v: f64| S::from(v).unwrap_or_else(S::nan);
         let (bands, band) = (self.short().div_ceil(TILE), row / TILE);
         // Tiles (i, j) with j >= i, row after row.
@@ -100,15 +104,17 @@ impl<T: Real> Scaled<'_, T> {
         let (on_diagonal, others) = tiles[begin..begin + bands - band]
             .split_first()
             .expect("a band has a tile on the diagonal");
-        let end = self.short().min((band + 1) * TILE);
+        let columns = row / STRIP * STRIP..self.short().min((band + 1) * TILE);
+        let (own, rest) = line.split_at_mut(columns.len());
         let inside = |column: usize| column - band * TILE;
-        line.extend((row / STRIP * STRIP..end).map(|column| {
+        for (to, column) in own.iter_mut().zip(columns) {
             let (row, column) = (row.min(column), row.max(column));
-            cast(on_diagonal.row(inside(row))[inside(column)])
-        }));
-        for tile in others {
-            let width = TILE.min(self.short() - tile.j * TILE);
-            line.extend(tile.row(inside(row))[..width].iter().map(|v| cast(*v)));
+            *to = cast(on_diagonal.row(inside(row))[inside(column)]);
+        }
+        for (to, tile) in rest.chunks_mut(TILE).zip(others) {
+            for (to, value) in to.iter_mut().zip(tile.row(inside(row))) {
+                *to = cast(*value);
+            }
         }
     }
 
@@ -195,12 +201,12 @@ struct Tile {
     j: usize,
     rows: usize,
     columns: usize,
-    sums: Vec<f64>,
+    sums: Aligned<f64>,
 }
 
 impl Tile {
     fn new(i: usize, j: usize, rows: usize, columns: usize) -> Self {
-        let sums = vec![0.0; rows * columns];
+        let sums = Aligned::zeros(rows * columns);
         Self {
             i,
             j,
@@ -217,8 +223,8 @@ impl Tile {
 
 /// Products of all pairs of two bands' panels, each V registers high.
 struct Products<'a, R: Register, const M: usize, const V: usize> {
-    left: &'a [Vec<R::Item>],
-    right: &'a [Vec<R::Item>],
+    left: &'a [Aligned<R::Item>],
+    right: &'a [Aligned<R::Item>],
     depth: usize,
     tile: &'a mut Tile,
 }
@@ -235,16 +241,16 @@ where
         let height = V * R::LANES;
         let width = self.tile.columns;
         let columns = self.right[0].len() / height;
-        for (j, right) in self.right.iter().enumerate() {
-            let above = if self.tile.i == self.tile.j {
-                j + 1
-            } else {
-                self.left.len()
-            };
-            for (i, left) in self.left[..above].iter().enumerate() {
-                for start in (0..columns).step_by(self.depth) {
-                    let part = start * height..columns.min(start + self.depth) * height;
-                    let (left, right) = (&left[part.clone()], &right[part]);
+        for start in (0..columns).step_by(self.depth) {
+            let part = start * height..columns.min(start + self.depth) * height;
+            for (j, right) in self.right.iter().enumerate() {
+                let above = if self.tile.i == self.tile.j {
+                    j + 1
+                } else {
+                    self.left.len()
+                };
+                for (i, left) in self.left[..above].iter().enumerate() {
+                    let (left, right) = (&left[part.clone()], &right[part.clone()]);
                     for row in (0..height).step_by(M) {
                         let place = (i * height + row) * width + j * height;
                         let sums = &mut self.tile.sums[place..];
@@ -279,11 +285,22 @@ fn block<R, const M: usize, const V: usize>(
         let (mut left, mut from) = (left.as_ptr().add(row), right.as_ptr());
         let end = from.add(right.len());
         while from < end {
-            let values: [R; M] = std::array::from_fn(|i| R::splat(*left.add(i)));
-            for v in 0..V {
-                let line = R::load(from.add(v * R::LANES));
-                for (inner, value) in inner.iter_mut().zip(values) {
-                    inner[v] = inner[v].plus_product(value, line);
+            // The fewer of the factors stay in registers, beside the sums.
+            if M < V {
+                let values: [R; M] = std::array::from_fn(|i| R::splat(*left.add(i)));
+                for v in 0..V {
+                    let line = R::load(from.add(v * R::LANES));
+                    for (inner, value) in inner.iter_mut().zip(values) {
+                        inner[v] = inner[v].plus_product(value, line);
+                    }
+                }
+            } else {
+                let lines: [R; V] = std::array::from_fn(|v| R::load(from.add(v * R::LANES)));
+                for (i, inner) in inner.iter_mut().enumerate() {
+                    let value = R::splat(*left.add(i));
+                    for (inner, line) in inner.iter_mut().zip(lines) {
+                        *inner = inner.plus_product(value, line);
+                    }
                 }
             }
             (left, from) = (left.wrapping_add(height), from.add(height));

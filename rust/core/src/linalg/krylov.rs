@@ -10,6 +10,7 @@ use crate::linalg::orthogonal::orthonormalise;
 use crate::linalg::pass::Pass;
 use crate::linalg::values::{self, PowerOfTwo, exponent, largest_magnitude, scale};
 use crate::random::Random;
+use crate::vector::aligned::Aligned;
 
 /// A as an operator; products in float32 if its entries are and they need not be exact, else in float64; blocks in float64.
 pub(crate) struct Operator<'a, T: Real> {
@@ -81,15 +82,15 @@ impl<'a, T: Real> Operator<'a, T> {
     }
 
     /// X A A' for a block X of vectors on the short side.
-    fn there_and_back(&self, x: &[f64]) -> Vec<f64> {
+    fn there_and_back(&self, x: &[f64], work: &mut Work) -> Vec<f64> {
         if self.is_wide() {
             return self.to_short(&self.to_long(x));
         }
         let pass = Pass::new(&self.w, self.columns);
         if self.single() {
-            pass.times_both::<f32>(x)
+            pass.times_both(x, &mut work.single)
         } else {
-            pass.times_both::<f64>(x)
+            pass.times_both(x, &mut work.double)
         }
     }
 
@@ -108,6 +109,13 @@ impl<'a, T: Real> Operator<'a, T> {
             (false, false) => pass.times_transposed::<f64>(x),
         }
     }
+}
+
+/// What products leave for the next ones, in either precision.
+#[derive(Default)]
+struct Work {
+    single: Vec<Aligned<f32>>,
+    double: Vec<Aligned<f64>>,
 }
 
 fn wide<T: Real>(value: T) -> f64 {
@@ -129,6 +137,7 @@ pub(crate) struct Space<'a, T: Real> {
     /// A A' applied to the last block leaves `coupling`' `next` outside the space; (b x b) upper triangular.
     coupling: Vec<f64>,
     last: usize,
+    work: Work,
     /// Products of the matrix with one vector so far.
     pub(crate) products: usize,
 }
@@ -158,6 +167,7 @@ impl<'a, T: Real> Space<'a, T> {
             next,
             coupling: Vec::new(),
             last: 0,
+            work: Work::default(),
             products: 0,
         }
     }
@@ -173,7 +183,7 @@ impl<'a, T: Real> Space<'a, T> {
         let block = self.next.len() / length;
         let old = self.dimension();
         self.basis.extend_from_slice(&self.next);
-        let mut image = self.operator.there_and_back(&self.next);
+        let mut image = self.operator.there_and_back(&self.next, &mut self.work);
         self.products += 2 * block;
         let first = self.project_out(&mut image);
         self.project_out(&mut image);

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::linalg::dense::Real;
 use crate::linalg::side::{Job, SIDE, cast, run};
+use crate::vector::aligned::Aligned;
 use crate::vector::register::Lanes;
 
 /// Rows of a task. Sums over them are in the precision of the products, sums of tasks in float64.
@@ -34,50 +35,57 @@ impl<'a, T: Real> Pass<'a, T> {
     /// X W' in `P`, X (b x columns).
     pub(crate) fn times_transposed<P: Lanes + Real>(&self, x: &[f64]) -> Vec<f64> {
         by_side(x, self.columns, self.rows(), |x: &[P]| {
-            let mut products = vec![P::default(); self.rows() * SIDE];
+            let mut products = Aligned::zeros(self.rows() * SIDE);
             let parts = self.w.par_chunks(ROWS * self.columns);
             parts
                 .zip(products.par_chunks_mut(ROWS * SIDE))
                 .for_each(|(w, products)| {
                     run(w, self.columns, Job::Dots { x, products });
                 });
-            products.into_iter().map(wide).collect()
+            products
         })
     }
 
     /// X W in `P`, X (b x rows).
     pub(crate) fn times<P: Lanes + Real>(&self, x: &[f64]) -> Vec<f64> {
         by_side(x, self.rows(), self.columns, |x: &[P]| {
-            let mut sums = vec![P::default(); self.columns * SIDE];
+            let mut sums = Aligned::zeros(self.columns * SIDE);
             sums.par_chunks_mut(COLUMNS * SIDE)
                 .enumerate()
                 .for_each(|(part, sums)| {
                     let w = &self.w[part * COLUMNS..];
                     run(w, self.columns, Job::Spread { x, sums });
                 });
-            sums.into_iter().map(wide).collect()
+            sums
         })
     }
 
-    /// X W' W in `P`, X (b x columns).
-    pub(crate) fn times_both<P: Lanes + Real>(&self, x: &[f64]) -> Vec<f64> {
+    /// X W' W in `P`, X (b x columns). The sums of the tasks are kept in `parts` for the next call: fresh memory would cost a
+    /// tenth of the product.
+    pub(crate) fn times_both<P: Lanes + Real>(
+        &self,
+        x: &[f64],
+        parts: &mut Vec<Aligned<P>>,
+    ) -> Vec<f64> {
+        parts.resize_with(self.rows().div_ceil(ROWS), || {
+            Aligned::zeros(self.columns * SIDE)
+        });
         by_side(x, self.columns, self.columns, |x: &[P]| {
-            let parts: Vec<Vec<P>> = self
-                .w
-                .par_chunks(ROWS * self.columns)
-                .map(|w| {
-                    let mut sums = vec![P::default(); self.columns * SIDE];
-                    let sums_in = &mut sums;
-                    run(w, self.columns, Job::Both { x, sums: sums_in });
-                    sums
-                })
-                .collect();
-            let mut total = vec![0.0; self.columns * SIDE];
-            for sums in parts {
-                for (total, sum) in total.iter_mut().zip(sums) {
-                    *total += wide(sum);
+            let tasks = self.w.par_chunks(ROWS * self.columns);
+            tasks.zip(&mut *parts).for_each(|(w, sums)| {
+                sums.fill(P::default());
+                run(w, self.columns, Job::Both { x, sums });
+            });
+            let mut total = Aligned::<f64>::zeros(self.columns * SIDE);
+            let blocks = total.par_chunks_mut(COLUMNS * SIDE).enumerate();
+            blocks.for_each(|(block, total)| {
+                for sums in &*parts {
+                    let sums = &sums[block * COLUMNS * SIDE..];
+                    for (total, sum) in total.iter_mut().zip(sums) {
+                        *total += wide(*sum);
+                    }
                 }
-            }
+            });
             total
         })
     }
@@ -89,23 +97,30 @@ fn wide<P: Real>(value: P) -> f64 {
 
 /// A block (b x length), 16 vectors at a time as (length x 16) with zeros beyond the last, through `product` to a block
 /// (b x onto).
-fn by_side<P: Real>(
+fn by_side<P: Real, S: Real>(
     x: &[f64],
     length: usize,
     onto: usize,
-    product: impl Fn(&[P]) -> Vec<f64>,
+    mut product: impl FnMut(&[P]) -> Aligned<S>,
 ) -> Vec<f64> {
-    let mut result = Vec::with_capacity(x.len() / length * onto);
-    for vectors in x.chunks(SIDE * length) {
-        let mut side = vec![P::default(); length * SIDE];
-        for (lane, vector) in vectors.chunks_exact(length).enumerate() {
-            for (values, value) in side.chunks_exact_mut(SIDE).zip(vector) {
-                values[lane] = cast(*value);
+    let mut result = vec![0.0; x.len() / length * onto];
+    for (x, result) in x.chunks(SIDE * length).zip(result.chunks_mut(SIDE * onto)) {
+        let mut side = Aligned::zeros(length * SIDE);
+        // Both turns go by pieces that the first cache holds.
+        for (piece, start) in side.chunks_mut(COLUMNS * SIDE).zip((0..).step_by(COLUMNS)) {
+            for (lane, vector) in x.chunks_exact(length).enumerate() {
+                for (values, value) in piece.chunks_exact_mut(SIDE).zip(&vector[start..]) {
+                    values[lane] = cast(*value);
+                }
             }
         }
         let found = product(&side);
-        for lane in 0..vectors.len() / length {
-            result.extend(found.chunks_exact(SIDE).map(|values| values[lane]));
+        for (piece, start) in found.chunks(COLUMNS * SIDE).zip((0..).step_by(COLUMNS)) {
+            for (lane, vector) in result.chunks_exact_mut(onto).enumerate() {
+                for (values, value) in piece.chunks_exact(SIDE).zip(&mut vector[start..]) {
+                    *value = wide(values[lane]);
+                }
+            }
         }
     }
     result

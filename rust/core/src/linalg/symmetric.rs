@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use crate::linalg::change::{BLOCK, Change, ROWS};
 use crate::linalg::dense::Real;
 use crate::linalg::side::{SIDE, dots, spread};
+use crate::vector::aligned::Aligned;
 use crate::vector::register::{Lanes, Register};
 use crate::vector::{Kernel, Level, level, widest};
 
@@ -22,41 +23,34 @@ const COLUMNS: usize = 512;
 /// From so many rows on a pass takes several threads. A shorter one is over before a second thread has come, and waits for it
 /// for milliseconds where other programs want the cores.
 pub(crate) const LONG: usize = 1024;
-/// Most tasks of a pass. Each has sums of its own, and those cost memory and time.
+/// Most tasks of a pass; they depend on the matrix alone. Each has sums of its own, and those cost memory and time.
 const TASKS: usize = 16;
 
 /// The upper half of a symmetric (n x n) matrix, padded with zeros: strip i holds rows i `STRIP` and on, from the
 /// diagonal tile (both its halves) to the last column, row-major.
 pub(crate) struct Symmetric<T> {
     n: usize,
-    strips: Vec<Vec<T>>,
+    strips: Vec<Aligned<T>>,
     /// Working space of a pass.
-    sums: Vec<Vec<T>>,
+    sums: Vec<Aligned<T>>,
 }
 
 impl<T: Real + Lanes> Symmetric<T> {
-    /// The matrix whose row i has the entries `upper(i)` from column i / `STRIP` * `STRIP` on.
-    pub(crate) fn new(n: usize, upper: impl Fn(usize, &mut Vec<T>) + Sync) -> Self {
-        let strips = (0..n.next_multiple_of(BLOCK))
-            .step_by(STRIP)
-            .collect::<Vec<_>>();
-        let strips = strips
-            .into_par_iter()
-            .map(|first| {
-                let width = n.next_multiple_of(BLOCK) - first;
-                let height = STRIP.min(width);
-                let mut strip = Vec::with_capacity(height * width);
-                for row in first..n.min(first + height) {
-                    upper(row, &mut strip);
-                    strip.resize((row + 1 - first) * width, T::default());
-                }
-                strip.resize(height * width, T::default());
-                strip
-            })
-            .collect();
+    /// The matrix whose row i is given by `upper(i, line)`, which writes its entries from column i / `STRIP` * `STRIP` on.
+    pub(crate) fn new(n: usize, upper: impl Fn(usize, &mut [T]) + Sync) -> Self {
+        let padded = n.next_multiple_of(BLOCK);
+        let strip = |first: usize| {
+            let width = padded - first;
+            let mut strip = Aligned::zeros(STRIP.min(width) * width);
+            for (row, line) in (first..n).zip(strip.chunks_exact_mut(width)) {
+                upper(row, &mut line[..n - first]);
+            }
+            strip
+        };
+        let firsts: Vec<usize> = (0..padded).step_by(STRIP).collect();
         Self {
             n,
-            strips,
+            strips: firsts.into_par_iter().map(strip).collect(),
             sums: Vec::new(),
         }
     }
@@ -88,76 +82,76 @@ impl<T: Real + Lanes> Symmetric<T> {
         part.run(Some(change), None);
     }
 
-    /// Take the change into the rows from `first` on and multiply the square S that they make with Y: the last rows of
-    /// the returned (padded x 16) matrix are S Y from those of `y`.
+    /// Take the change into the rows from `first` on and multiply the square S that they make with Y. Both `y` and S Y
+    /// have 16 columns and the rows from the [`start`] of `first`'s strip on; those before `first` are zero.
     pub(crate) fn change_and_multiply(
         &mut self,
         first: usize,
         change: Option<&Change<T>>,
         y: &[T],
-    ) -> Vec<T> {
-        let padded = self.padded();
-        let groups = groups(first, padded);
-        self.sums.resize_with(TASKS.max(groups.len()), Vec::new);
-        let mut strips = &mut self.strips[first / STRIP..];
-        let mut tasks = Vec::with_capacity(groups.len());
-        for (group, sums) in groups.iter().zip(&mut self.sums) {
-            let (own, after) = strips.split_at_mut(group.len().div_ceil(STRIP));
-            strips = after;
-            tasks.push((group, own, sums));
-        }
-        let multiply = |(group, own, sums): (&Range<usize>, &mut [Vec<T>], &mut Vec<T>)| {
-            sums.clear();
-            sums.resize((padded - group.start) * SIDE, T::default());
-            for (start, strip) in group.clone().step_by(STRIP).zip(own) {
+    ) -> Aligned<T> {
+        let (from, padded) = (start(first), self.padded());
+        let multiply = |group: &Range<usize>, strips: &mut [Aligned<T>], sums: &mut [T]| {
+            for (start, strip) in group.clone().step_by(STRIP).zip(strips) {
                 let part = Part {
                     strip,
                     columns: start..padded,
                     rows: start.max(first)..padded.min(start + STRIP),
                 };
                 let sums = &mut sums[(start - group.start) * SIDE..];
-                part.run(change, Some((&y[start * SIDE..], sums)));
+                part.run(change, Some((&y[(start - from) * SIDE..], sums)));
             }
         };
-        let is_long = padded - first >= LONG;
-        if is_long {
-            tasks.into_par_iter().with_max_len(1).for_each(multiply);
-        } else {
-            tasks.into_iter().for_each(multiply);
+        let mut product = Aligned::zeros((padded - from) * SIDE);
+        let mut strips = &mut self.strips[first / STRIP..];
+        if padded - first < LONG {
+            multiply(&(from..padded), strips, &mut product);
+            return product;
         }
-        let add = |(part, product): (usize, &mut [T])| {
-            let from = part * COLUMNS;
+        let groups = groups(from, padded);
+        let spare = || Aligned::zeros(padded * SIDE);
+        let count = groups.len().max(self.sums.len());
+        self.sums.resize_with(count, spare);
+        let mut tasks = Vec::with_capacity(groups.len());
+        for (group, sums) in groups.iter().zip(&mut self.sums) {
+            let (own, after) = strips.split_at_mut(group.len().div_ceil(STRIP));
+            strips = after;
+            tasks.push((group, own, sums));
+        }
+        let tasks = tasks.into_par_iter().with_max_len(1);
+        tasks.for_each(|(group, own, sums)| {
+            let sums = &mut sums[..(padded - group.start) * SIDE];
+            sums.fill(T::default());
+            multiply(group, own, sums);
+        });
+        let parts = product.par_chunks_mut(COLUMNS * SIDE).enumerate();
+        parts.for_each(|(part, product)| {
+            let from = from + part * COLUMNS;
             for (group, sums) in groups.iter().zip(&self.sums) {
                 let start = from.max(group.start);
-                let sums = &sums[((start - group.start) * SIDE).min(sums.len())..];
                 let skipped = ((start - from) * SIDE).min(product.len());
-                let product = &mut product[skipped..];
-                for (total, sum) in product.iter_mut().zip(sums) {
+                let sums = sums[(start - group.start) * SIDE..].iter();
+                for (total, sum) in product[skipped..].iter_mut().zip(sums) {
                     *total += *sum;
                 }
             }
-        };
-        let mut product = vec![T::default(); padded * SIDE];
-        if is_long {
-            product
-                .par_chunks_mut(COLUMNS * SIDE)
-                .enumerate()
-                .for_each(add);
-        } else {
-            product.chunks_mut(COLUMNS * SIDE).enumerate().for_each(add);
-        }
+        });
         product
     }
 }
 
-/// Rows of the tasks from row `first` on, whole strips of about the same area; they depend on the matrix alone.
-fn groups(first: usize, padded: usize) -> Vec<Range<usize>> {
-    let start = first / STRIP * STRIP;
+/// First row of the strip that holds `row`.
+pub(crate) fn start(row: usize) -> usize {
+    row / STRIP * STRIP
+}
+
+/// Rows of the tasks from the strip at `from` on, whole strips of about the same area.
+fn groups(from: usize, padded: usize) -> Vec<Range<usize>> {
     let area = |row: usize| padded - row;
-    let fair = (start..padded).step_by(STRIP).map(area).sum::<usize>() / TASKS;
+    let fair = (from..padded).step_by(STRIP).map(area).sum::<usize>() / TASKS;
     let mut groups = Vec::with_capacity(TASKS);
-    let (mut begin, mut held) = (start, 0);
-    for row in (start..padded).step_by(STRIP) {
+    let (mut begin, mut held) = (from, 0);
+    for row in (from..padded).step_by(STRIP) {
         held += area(row);
         if held >= fair || row + STRIP >= padded {
             let end = padded.min(row + STRIP);

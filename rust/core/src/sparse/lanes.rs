@@ -18,6 +18,7 @@ use super::output::Sink;
 use super::simd::{MOST_LANES, Simd, narrowed};
 use super::weights::Weights;
 use crate::vector::Kernel;
+use crate::vector::aligned::Aligned;
 
 /// Rows that lie along the lanes: one register of AVX-512, two of AVX2.
 pub(super) const ROWS: usize = 16;
@@ -45,20 +46,24 @@ pub(super) struct Lanes {
     /// (blocks of 16 rows) x windows x steps x 16.
     values: Values,
     /// Two steps to a byte, the first in the low half: (blocks) x windows x ceil(steps / 2) x 16.
-    places: Vec<u8>,
+    places: Aligned<u8>,
 }
 
 /// Weights in the shorter of two types that holds them exactly.
 #[derive(Debug)]
 enum Values {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
+    F32(Aligned<f32>),
+    Bf16(Aligned<u16>),
 }
 
 impl Values {
-    fn new(values: Vec<f32>, bfloat16: bool) -> Self {
+    fn new(values: Aligned<f32>, bfloat16: bool) -> Self {
         if bfloat16 {
-            Self::Bf16(values.into_iter().map(narrowed).collect())
+            let mut narrow = Aligned::zeros(values.len());
+            for (to, value) in narrow.iter_mut().zip(&*values) {
+                *to = narrowed(*value);
+            }
+            Self::Bf16(narrow)
         } else {
             Self::F32(values)
         }
@@ -80,8 +85,9 @@ impl Lanes {
         let bytes = steps.div_ceil(2);
         // An entry that is missing in the last window takes the zero behind the last input.
         let spare = (columns % window) as u8;
-        let mut values = vec![0.0; blocks * windows * steps * ROWS];
-        let mut places = vec![spare << 4 | spare; blocks * windows * bytes * ROWS];
+        let mut values = Aligned::zeros(blocks * windows * steps * ROWS);
+        let mut places = Aligned::zeros(blocks * windows * bytes * ROWS);
+        places.fill(spare << 4 | spare);
         for (row, entries) in weights.by_row().into_iter().enumerate() {
             for (position, (column, value)) in entries.into_iter().enumerate() {
                 let (at, step) = (row / ROWS * windows + position / steps, position % steps);

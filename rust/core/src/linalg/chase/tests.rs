@@ -12,7 +12,9 @@ use crate::vector::register::Lanes;
 fn stored<T: Real + Lanes>(a: &[f64], n: usize) -> Symmetric<T> {
     Symmetric::new(n, |row, line| {
         let from = &a[row * n + row / STRIP * STRIP..(row + 1) * n];
-        line.extend(from.iter().map(|v| T::from(*v).unwrap()));
+        for (to, v) in line.iter_mut().zip(from) {
+            *to = T::from(*v).unwrap();
+        }
     })
 }
 

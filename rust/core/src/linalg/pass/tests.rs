@@ -49,18 +49,30 @@ fn products_equal_plain_sums_for_any_shape() {
         let pass = Pass::new(&w, columns);
         assert!(close(&pass.times_transposed::<f64>(&long), &t, 1e-13));
         assert!(close(&pass.times::<f64>(&short), &s, 1e-13));
-        assert!(close(&pass.times_both::<f64>(&long), &both, 1e-13));
+        assert!(close(
+            &pass.times_both::<f64>(&long, &mut Vec::new()),
+            &both,
+            1e-13
+        ));
         let (t, s, both) = at(&rounded);
         let pass = Pass::new(&single, columns);
         assert!(close(&pass.times_transposed::<f64>(&long), &t, 1e-13));
         assert!(close(&pass.times::<f32>(&short), &s, 1e-5));
-        assert!(close(&pass.times_both::<f32>(&long), &both, 1e-5));
+        assert!(close(
+            &pass.times_both::<f32>(&long, &mut Vec::new()),
+            &both,
+            1e-5
+        ));
     }
 }
 
 #[test]
 fn bits_do_not_depend_on_threads() {
     let (w, x) = (normal(700 * 300, 4), normal(20 * 300, 5));
-    let run = |threads| with_threads(Some(threads), || Pass::new(&w, 300).times_both::<f32>(&x));
+    let run = |threads| {
+        with_threads(Some(threads), || {
+            Pass::new(&w, 300).times_both::<f32>(&x, &mut Vec::new())
+        })
+    };
     assert_eq!(run(1), run(3));
 }

@@ -9,11 +9,12 @@ fn normal(count: usize, seed: u64) -> Vec<f64> {
     (0..count).map(|_| random.normal()).collect()
 }
 
-/// Rows of zeros above `first` and below `n`, padded as the matrix is.
-fn side<T: Real>(n: usize, first: usize, seed: u64) -> Vec<T> {
-    let mut rows = vec![T::zero(); n.next_multiple_of(BLOCK) * SIDE];
+/// From the strip that holds `first` on: rows of zeros above `first` and below `n`, padded as the matrix is.
+fn side<T: Real + Lanes>(n: usize, first: usize, seed: u64) -> Aligned<T> {
+    let above = first - start(first);
+    let mut rows = Aligned::zeros((n.next_multiple_of(BLOCK) - start(first)) * SIDE);
     let values = normal((n - first) * SIDE, seed);
-    for (to, from) in rows[first * SIDE..].iter_mut().zip(values) {
+    for (to, from) in rows[above * SIDE..].iter_mut().zip(values) {
         *to = T::from(from).unwrap();
     }
     rows
@@ -30,8 +31,9 @@ fn entry(values: &[f64], n: usize, row: usize, column: usize) -> f64 {
 
 fn stored<T: Real + Lanes>(values: &[f64], n: usize) -> Symmetric<T> {
     Symmetric::new(n, |row, line| {
-        let columns = row / STRIP * STRIP..n;
-        line.extend(columns.map(|column| T::from(entry(values, n, row, column)).unwrap()));
+        for (to, column) in line.iter_mut().zip(row / STRIP * STRIP..) {
+            *to = T::from(entry(values, n, row, column)).unwrap();
+        }
     })
 }
 
@@ -44,12 +46,13 @@ fn agrees<T: Real + Lanes>(n: usize, first: usize, tolerance: f64) {
         side::<T>(n, first, 4),
     );
     let (v_wide, x_wide, y_wide) = (wide(&v), wide(&x), wide(&y));
-    let change = Change::new(v, x);
+    let change = Change::new(start(first), v, x);
     let product = s.change_and_multiply(first, Some(&change), &y);
     let changed = |row: usize, column: usize| {
+        let (i, j) = (row - start(first), column - start(first));
         let parts = (0..SIDE).map(|k| {
-            v_wide[row * SIDE + k] * x_wide[column * SIDE + k]
-                + x_wide[row * SIDE + k] * v_wide[column * SIDE + k]
+            v_wide[i * SIDE + k] * x_wide[j * SIDE + k]
+                + x_wide[i * SIDE + k] * v_wide[j * SIDE + k]
         });
         entry(&values, n, row, column) - parts.sum::<f64>()
     };
@@ -59,9 +62,11 @@ fn agrees<T: Real + Lanes>(n: usize, first: usize, tolerance: f64) {
             assert!((found.to_f64().unwrap() - wanted).abs() < 100.0 * tolerance);
         }
         for k in 0..SIDE {
-            let column = y_wide[first * SIDE + k..].iter().step_by(SIDE);
+            let column = y_wide[(first - start(first)) * SIDE + k..]
+                .iter()
+                .step_by(SIDE);
             let wanted: f64 = line.iter().zip(column).map(|(a, b)| a * b).sum();
-            let found = product[row * SIDE + k].to_f64().unwrap();
+            let found = product[(row - start(first)) * SIDE + k].to_f64().unwrap();
             assert!(
                 (found - wanted).abs() < 1e3 * tolerance,
                 "n = {n}, ({row}, {k}): {found} {wanted}"
@@ -91,13 +96,13 @@ fn bits_do_not_depend_on_threads() {
     let (n, first) = (LONG + 100, 32);
     let values = normal(n * n, 7);
     let (change, y) = (
-        Change::new(side(n, first, 2), side(n, first, 3)),
+        Change::new(start(first), side(n, first, 2), side(n, first, 3)),
         side(n, first, 4),
     );
     let run = |threads| {
         let mut s = stored::<f32>(&values, n);
         with_threads(Some(threads), || {
-            s.change_and_multiply(first, Some(&change), &y)
+            s.change_and_multiply(first, Some(&change), &y).to_vec()
         })
     };
     assert_eq!(run(1), run(3));
