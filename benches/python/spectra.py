@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import logging
 import math
@@ -25,13 +26,14 @@ import scipy.linalg
 import scipy.sparse.linalg
 import torch
 from sklearn.utils.extmath import randomized_svd
-from tables import alternate, heading, machine, row
+from tables import PAUSE, alternate, heading, machine, row
 
 import mpcore
 from mpcore import mp, reference
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SIGMA = 0.02
+Rounds = Callable[[list[Callable[[], object]]], list[tuple[float, float]]]
 K = 32
 
 
@@ -70,9 +72,9 @@ def bema(W: Array) -> float:
     return reference.bema(values, max(W.shape), 0.2, mp.tracy_widom_ppf(0.9))[1]
 
 
-def line(name: str, peers: dict[str, tuple[Callable[[], object], str]], repeats: int) -> None:
+def line(name: str, peers: dict[str, tuple[Callable[[], object], str]], rounds: Rounds) -> None:
     """One matrix: mpcore first, then each peer."""
-    times = alternate([function for function, _ in peers.values()], repeats)
+    times = rounds([function for function, _ in peers.values()])
     (own_least, own_median), *_ = times
     for (peer, (_, error)), (least, median) in zip(peers.items(), times, strict=True):
         ratio = "" if peer.startswith("mpcore") else f"{least / own_least:.1f} / {median / own_median:.1f}"
@@ -83,11 +85,10 @@ def table(title: str, error: str) -> None:
     print(f"\n### {title}\n\n" + heading(["matrix", "what", "ms, least / median", "peer over mpcore", error]))
 
 
-def edges(rng: np.random.Generator, repeats: int, shapes: list[tuple[int, int]]) -> None:
+def edges(rng: np.random.Generator, rounds: Rounds, shapes: list[tuple[int, int]]) -> None:
     table("Edges", "error of the squared edge, %")
     watch = weightwatcher()
-    for rows, columns in shapes:
-        spikes = rows // 20
+    for rows, columns, spikes in [*((rows, columns, rows // 20) for rows, columns in shapes), (768, 3072, 0)]:
         W = noisy(rows, columns, spikes, rng)
         p, n = min(W.shape), max(W.shape)
         truth = SIGMA * (math.sqrt(p - spikes) + math.sqrt(n - spikes))
@@ -104,12 +105,12 @@ def edges(rng: np.random.Generator, repeats: int, shapes: list[tuple[int, int]])
         if watch is not None:
             # Of square matrices it fits the square roots of the eigenvalues, in a unit of its own.
             peers["WeightWatcher's fit"] = (lambda W=W: watch(W), off(watch(W)) if p < n else "")
-        line(f"{rows} x {columns}, {spikes} spikes", peers, repeats)
+        line(f"{rows} x {columns}, {spikes} spikes", peers, rounds)
         if watch is None:
             print(row(["", "WeightWatcher's fit", "not installed", "", ""]))
 
 
-def values(rng: np.random.Generator, repeats: int, shapes: list[tuple[int, int]]) -> None:
+def values(rng: np.random.Generator, rounds: Rounds, shapes: list[tuple[int, int]]) -> None:
     table("Values", "largest error over the largest value")
     for rows, columns in shapes:
         W = noisy(rows, columns, 0, rng)
@@ -131,10 +132,10 @@ def values(rng: np.random.Generator, repeats: int, shapes: list[tuple[int, int]]
             "torch svdvals, float32": lambda tensor=tensor: torch.linalg.svdvals(tensor).numpy(),
         }
         peers = {name: (function, off(function())) for name, function in functions.items()}
-        line(f"{rows} x {columns}", peers, repeats)
+        line(f"{rows} x {columns}", peers, rounds)
 
 
-def triplets(rng: np.random.Generator, repeats: int, sizes: list[int]) -> None:
+def triplets(rng: np.random.Generator, rounds: Rounds, sizes: list[int]) -> None:
     table(f"The {K} largest triplets", "largest residual over the largest value")
     for size in sizes:
         for kind, spikes in (("40 spikes", 40), ("20 spikes", 20)):
@@ -159,10 +160,10 @@ def triplets(rng: np.random.Generator, repeats: int, sizes: list[int]) -> None:
                 "torch svd_lowrank, 4 iterations": lowrank,
             }
             peers = {name: (function, off(function())) for name, function in functions.items()}
-            line(f"{size} x {size}, {kind}", peers, repeats)
+            line(f"{size} x {size}, {kind}", peers, rounds)
 
 
-def lanczos(rng: np.random.Generator, repeats: int, rows: int, columns: int) -> None:
+def lanczos(rng: np.random.Generator, rounds: Rounds, rows: int, columns: int) -> None:
     table("Few products instead of all values", "squared edge against the exact route, %; spikes")
     W = noisy(rows, columns, 40, rng)
     exact, few = (mpcore.fit_edge(W, method=method) for method in ("exact", "lanczos"))
@@ -173,14 +174,14 @@ def lanczos(rng: np.random.Generator, repeats: int, rows: int, columns: int) -> 
         ),
         'fit_edge(method="exact")': (lambda: mpcore.fit_edge(W, method="exact"), f"0; {exact.n_spikes}"),
     }
-    line(f"{rows} x {columns}, 40 spikes", peers, repeats)
+    line(f"{rows} x {columns}, 40 spikes", peers, rounds)
 
 
-def whole_model(rng: np.random.Generator, repeats: int) -> None:
+def whole_model(rng: np.random.Generator, rounds: Rounds) -> None:
     """The 48 matrices of a ViT-B/16's blocks."""
     shapes = {"qkv": (2304, 768), "proj": (768, 768), "fc1": (3072, 768), "fc2": (768, 3072)}
     model = {f"blocks.{i}.{name}": noisy(*shape, 0, rng) for i in range(12) for name, shape in shapes.items()}
-    ((least, median),) = alternate([lambda: mpcore.fit_edges(model)], repeats)
+    ((least, median),) = rounds([lambda: mpcore.fit_edges(model)])
     print(f"\nAll 48 matrices of ViT-B/16's shapes by fit_edges: {least:.2f} / {median:.2f} s (least / median)")
 
 
@@ -189,19 +190,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--pause", type=float, default=PAUSE, help="seconds before each call; 0: beside spinning threads"
+    )
     parser.add_argument("--only", nargs="+", choices=sections, default=sections, help="these sections")
     parser.add_argument("--full", action="store_true", help="4096 x 4096 and 4096 x 11008 too, a quarter of an hour")
     chosen = parser.parse_args()
     versions = f"scipy {scipy.__version__}, torch {torch.__version__}"
-    print(f"{machine()}, {versions}, seed {chosen.seed}, {chosen.repeats} rounds")
+    print(f"{machine()}, {versions}, seed {chosen.seed}, {chosen.repeats} rounds, {chosen.pause} s before each call")
+    rounds = functools.partial(alternate, repeats=chosen.repeats, pause=chosen.pause)
     shapes = [(384, 1536), (768, 3072), (2048, 2048)]
     largest = [(4096, 4096)] if chosen.full else []
     runs: dict[str, Callable[[np.random.Generator], None]] = {
-        "edges": lambda rng: edges(rng, chosen.repeats, shapes),
-        "values": lambda rng: values(rng, chosen.repeats, shapes + largest),
-        "triplets": lambda rng: triplets(rng, chosen.repeats, [2048] + [rows for rows, _ in largest]),
-        "lanczos": lambda rng: lanczos(rng, chosen.repeats, *((4096, 11008) if chosen.full else (2048, 5504))),
-        "model": lambda rng: whole_model(rng, min(3, chosen.repeats)),
+        "edges": lambda rng: edges(rng, rounds, shapes),
+        "values": lambda rng: values(rng, rounds, shapes + largest),
+        "triplets": lambda rng: triplets(rng, rounds, [2048] + [rows for rows, _ in largest]),
+        "lanczos": lambda rng: lanczos(rng, rounds, *((4096, 11008) if chosen.full else (2048, 5504))),
+        "model": lambda rng: whole_model(rng, rounds),
     }
     for place, (name, run) in enumerate(runs.items()):
         if name in chosen.only:

@@ -29,7 +29,9 @@ def _cpu_info() -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def alternate(functions: Sequence[Callable[[], object]], repeats: int) -> list[tuple[float, float]]:
+def alternate(
+    functions: Sequence[Callable[[], object]], repeats: int, pause: float = PAUSE
+) -> list[tuple[float, float]]:
     """(least, median) seconds of each function after one call to warm up; the runs alternate.
 
     The threads of a library spin for a while after its call; a pause keeps them off the next function's time.
@@ -37,7 +39,7 @@ def alternate(functions: Sequence[Callable[[], object]], repeats: int) -> list[t
     times: list[list[float]] = [[] for _ in functions]
     for turn in range(repeats + 1):
         for function, seconds in zip(functions, times, strict=True):
-            time.sleep(PAUSE)
+            time.sleep(pause)
             began = time.perf_counter()
             function()
             if turn:

@@ -60,8 +60,8 @@ impl<'a, T: Real> Pass<'a, T> {
         })
     }
 
-    /// X W' W in `P`, X (b x columns). The sums of the tasks are kept in `parts` for the next call: fresh memory would cost a
-    /// tenth of the product.
+    /// X W' W in `P`, X (b x columns). The sums of the tasks are kept in `parts` for the next call: fresh memory would cost
+    /// 4 % of the product at 4096 x 4096.
     pub(crate) fn times_both<P: Lanes + Real>(
         &self,
         x: &[f64],

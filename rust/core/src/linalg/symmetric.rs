@@ -109,9 +109,9 @@ impl<T: Real + Lanes> Symmetric<T> {
             return product;
         }
         let groups = groups(from, padded);
-        let spare = || Aligned::zeros(padded * SIDE);
-        let count = groups.len().max(self.sums.len());
-        self.sums.resize_with(count, spare);
+        while self.sums.len() < groups.len() {
+            self.sums.push(Aligned::zeros(padded * SIDE));
+        }
         let mut tasks = Vec::with_capacity(groups.len());
         for (group, sums) in groups.iter().zip(&mut self.sums) {
             let (own, after) = strips.split_at_mut(group.len().div_ceil(STRIP));
