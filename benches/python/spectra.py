@@ -33,8 +33,9 @@ from mpcore import mp, reference
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SIGMA = 0.02
-Rounds = Callable[[list[Callable[[], object]]], list[tuple[float, float]]]
 K = 32
+Rounds = Callable[[list[Callable[[], object]]], list[tuple[float, float]]]
+"""Functions -> (least, median) seconds of each."""
 
 
 def noisy(rows: int, columns: int, spikes: int, rng: np.random.Generator) -> Array:

@@ -30,7 +30,8 @@ pub(crate) fn reduce<T: Real + Lanes>(mut s: Symmetric<T>) -> Band<T> {
             band.set(row, &s.row(row)[..rest - row], panel.triangle(row - first));
         }
         if rest < s.n() {
-            let v = panel.into_vectors(rest - start(rest));
+            let from = start(rest);
+            let v = panel.into_vectors(rest - from);
             let u = kernel(&v, &scales);
             let y = times(&v, &u);
             let mut x = s.change_and_multiply(rest, change.as_ref(), &y);
@@ -45,7 +46,7 @@ pub(crate) fn reduce<T: Real + Lanes>(mut s: Symmetric<T>) -> Band<T> {
                     products: &mut x,
                 },
             );
-            change = Some(Change::new(start(rest), v, x));
+            change = Some(Change::new(from, v, x));
         }
     }
     band

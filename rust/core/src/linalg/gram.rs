@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use num_traits::ToPrimitive;
 
 use crate::linalg::dense::Real;
-use crate::linalg::symmetric::{STRIP, Symmetric};
+use crate::linalg::symmetric::{STRIP, Symmetric, start};
 use crate::linalg::values::{PowerOfTwo, Scaled};
 use crate::vector::aligned::Aligned;
 use crate::vector::register::{Lanes, MOST_LANES, Register};
@@ -104,7 +104,7 @@ impl<T: Real> Scaled<'_, T> {
         let (on_diagonal, others) = tiles[begin..begin + bands - band]
             .split_first()
             .expect("a band has a tile on the diagonal");
-        let columns = row / STRIP * STRIP..self.short().min((band + 1) * TILE);
+        let columns = start(row)..self.short().min((band + 1) * TILE);
         let (own, rest) = line.split_at_mut(columns.len());
         let inside = |column: usize| column - band * TILE;
         for (to, column) in own.iter_mut().zip(columns) {

@@ -76,7 +76,7 @@ impl<T: Real + Lanes> Symmetric<T> {
     pub(crate) fn change(&mut self, rows: Range<usize>, change: &Change<T>) {
         let part = Part {
             strip: &mut self.strips[rows.start / STRIP],
-            columns: rows.start / STRIP * STRIP..self.n.next_multiple_of(BLOCK),
+            columns: start(rows.start)..self.n.next_multiple_of(BLOCK),
             rows,
         };
         part.run(Some(change), None);

@@ -26,6 +26,7 @@ use super::simd::Simd;
 use super::team::Team;
 use super::weights::{Entries, Weights};
 use crate::vector::Kernel;
+use crate::vector::aligned::Aligned;
 
 /// A product to be shared out in tasks.
 pub(super) struct Job<'a> {
@@ -74,22 +75,16 @@ impl Job<'_> {
     }
 }
 
-/// A line of the cache, for its alignment.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
 thread_local! {
     /// The panel and the sums of a task, kept by each thread: up to 0.7 MB.
-    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Aligned<f32>> = RefCell::new(Aligned::zeros(0));
 }
 
 fn with_scratch<T>(size: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
-    SCRATCH.with_borrow_mut(|lines| {
-        lines.resize(lines.len().max(size.div_ceil(16)), Line([0.0; 16]));
-        // SAFETY: a Line is 16 values of f32 without padding.
-        let values =
-            unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) };
+    SCRATCH.with_borrow_mut(|values| {
+        if values.len() < size {
+            *values = Aligned::zeros(size);
+        }
         work(&mut values[..size])
     })
 }
