@@ -155,6 +155,22 @@ def test_convolutions_compute_the_same_in_both_memory_formats(order: torch.memor
 
 
 @pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(4, 16, 1, 1), (4, 16, 1, 2), (1, 16, 1, 5), (2, 16, 2, 2)])
+def test_pointwise_convolutions_of_few_pixels_compute_the_same(
+    shape: tuple[int, ...], stride: int, order: torch.memory_format
+) -> None:
+    # As behind a global pool: several images of one pixel each.
+    layer = nn.Conv2d(16, 24, 1, stride=stride).eval()
+    with torch.no_grad():
+        layer.weight *= torch.from_numpy(nm_mask(layer.weight.abs().numpy(), "2:4", axis=1))
+    x = torch.randn(shape).contiguous(memory_format=order)
+    with torch.inference_mode():
+        torch.testing.assert_close(accelerate(layer, x).model(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("always")
 def test_export_sees_the_operators_and_computes_the_same() -> None:
     model, x = mixed("1:4"), torch.randn(2, 8, 13, 10)
     fast = accelerate(model, x).model

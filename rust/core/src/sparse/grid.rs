@@ -26,7 +26,8 @@ pub(super) struct Grid {
     image: usize,
     row: usize,
     column: usize,
-    channel: usize,
+    /// Values from one channel of a pixel to the next.
+    pub(super) channel: usize,
     /// Position p reads pixel p of the input, and the pixels lie one behind the other.
     flat: bool,
 }
@@ -179,6 +180,11 @@ impl Grid {
     /// Output positions.
     pub(super) fn positions(&self) -> usize {
         self.field.images * self.pixels()
+    }
+
+    /// Index of channel 0 of the pixel that an output position sees through the first tap; None in the padding.
+    pub(super) fn pixel(&self, position: usize) -> Option<usize> {
+        self.start(position, &self.taps(&(0..1)).next()?)
     }
 
     /// Put the inputs of `columns` at `positions` into the lines of a panel, one line of `lanes` values for each column;

@@ -116,10 +116,8 @@ impl Layer<'_> {
         sink: &Sink<'_>,
         team: Team,
     ) {
-        let tokens = grid.positions();
-        let few = tokens < self.weights.few();
-        let linear = field.size.0 == 1 && field.kernel == (1, 1);
-        if few && linear && self.few::<S>(input, field, tokens, sink, team) {
+        let few = grid.positions() < self.weights.few();
+        if few && field.kernel == (1, 1) && self.few::<S>(input, &grid, sink, team) {
             return;
         }
         Job {
@@ -132,27 +130,20 @@ impl Layer<'_> {
         .run::<S>(team);
     }
 
-    /// Few tokens, if the weights have a form for them.
-    fn few<S: Simd>(
-        &self,
-        input: Input<'_>,
-        field: &Field,
-        tokens: usize,
-        sink: &Sink<'_>,
-        team: Team,
-    ) -> bool {
+    /// Few positions of a kernel of one tap, if the weights have a form for them.
+    fn few<S: Simd>(&self, input: Input<'_>, grid: &Grid, sink: &Sink<'_>, team: Team) -> bool {
         let Some(lanes) = self.weights.lanes() else {
             return false;
         };
         let (rows, columns) = self.weights.shape();
         let stride = lanes.padded();
-        let mut inputs = vec![0.0; tokens * stride];
-        for (token, inputs) in inputs.chunks_exact_mut(stride).enumerate() {
+        let mut inputs = vec![0.0; grid.positions() * stride];
+        for (position, inputs) in inputs.chunks_exact_mut(stride).enumerate() {
+            let Some(pixel) = grid.pixel(position) else {
+                continue; // in the padding
+            };
             for (column, to) in inputs[..columns].iter_mut().enumerate() {
-                let at = match field.input {
-                    Order::ChannelsLast => token * columns + column,
-                    Order::ChannelsFirst => column * tokens + token,
-                };
+                let at = pixel + column * grid.channel;
                 *to = match input {
                     Input::Bf16(values) => widened(values[at]),
                     Input::F32(values) if self.bfloat16 => widened(narrowed(values[at])),

@@ -201,8 +201,9 @@ proptest! {
     #[test]
     fn a_convolution_is_its_definition(
         (pattern, groups, rows) in (patterns(), 1usize..3, 1usize..20),
-        size in (1usize..20, 1usize..20),
-        (kernel, stride, padding, dilation) in ((1usize..4, 1usize..4), (1usize..3, 1usize..4), (0usize..3, 0usize..3), (1usize..3, 1usize..3)),
+        // Few positions of one tap take another way than many.
+        size in prop_oneof![(1usize..4, 1usize..4), (1usize..20, 1usize..20)],
+        (kernel, stride, padding, dilation) in (prop_oneof![Just((1, 1)), (1usize..4, 1usize..4)], (1usize..3, 1usize..4), (0usize..3, 0usize..3), (1usize..3, 1usize..3)),
         (input, output, images) in (orders(), orders(), 0usize..4),
         seed in any::<u32>(),
     ) {
