@@ -15,7 +15,8 @@ pub enum Precision {
     /// Every value within 1e-7 of the largest, and within 1e-10 of it for float64 input.
     Full,
     /// Enough for the upper half of the values (relative 1e-5): float32 input with short <= 0.8 long is multiplied and
-    /// reduced in float32 where the middle value exceeds 3 % of the largest, and values near zero may be off by 3e-4 of it.
+    /// reduced in float32 where the middle value exceeds 3 % of the largest and the smallest .3 %, which may then be off by
+    /// 1e-4 of it.
     Bulk,
 }
 
@@ -63,20 +64,25 @@ fn on_the_pool<T: Real>(
         squares: moments.second,
     };
     let single = T::epsilon().to_f64() > Some(1e-10);
-    // The value that has to be right, over the largest: squaring loses what is below the root of the rounding unit.
-    let reach = |values: &[f64]| match precision {
-        Precision::Bulk => values[values.len() / 2] / values[0],
-        Precision::Full if single => 1.0,
-        Precision::Full => values[values.len() - 1] / values[0],
-    };
+    // Over the largest: squaring loses what is below the root of the rounding unit.
+    let middle = |values: &[f64]| values[values.len() / 2] / values[0];
+    let smallest = |values: &[f64]| values[values.len() - 1] / values[0];
     if single && precision == Precision::Bulk && 5 * matrix.short() <= 4 * matrix.long() {
         let values = roots(matrix.gram::<f32, f32>());
-        if reach(&values) > 0.03 && matrix.holds_the_norm(&values, 1e-4) {
+        if middle(&values) > 0.03
+            && smallest(&values) > 0.003
+            && matrix.holds_the_norm(&values, 1e-4)
+        {
             return Ok(matrix.unscale(values));
         }
     }
     let values = roots(matrix.gram::<f64, f64>());
-    if reach(&values) > 1e-5 && matrix.holds_the_norm(&values, 1e-9) {
+    let least = if precision == Precision::Full {
+        1e-5
+    } else {
+        1e-6
+    };
+    if (single || smallest(&values) > least) && matrix.holds_the_norm(&values, 1e-9) {
         return Ok(matrix.unscale(values));
     }
     let values = matrix.values_directly();

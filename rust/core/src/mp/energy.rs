@@ -26,15 +26,15 @@ const NEAREST: f64 = 1e-12;
 #[derive(Debug)]
 pub struct Energy<'a> {
     spectrum: &'a Spectrum,
-    total: f64,
+    /// Entry k: sum of the k smallest values.
+    below: Vec<f64>,
     /// Entry k: sums over the k largest values.
     sums: Vec<Sums>,
 }
 
-/// Sums of `L_i`, `L_i` `S_i`, `L_i` (`S_i`^2 - `Q_i`) and `S_i`.
+/// Sums of `L_i` `S_i`, `L_i` (`S_i`^2 - `Q_i`) and `S_i`.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sums {
-    values: f64,
     moved: f64,
     bent: f64,
     pull: f64,
@@ -44,9 +44,15 @@ impl<'a> Energy<'a> {
     /// No spike is looked at yet.
     #[must_use]
     pub fn new(spectrum: &'a Spectrum) -> Self {
+        let mut below = vec![0.0];
+        let mut sum = 0.0;
+        below.extend(spectrum.squares.iter().map(|value| {
+            sum += value;
+            sum
+        }));
         Self {
             spectrum,
-            total: spectrum.squares.iter().sum(),
+            below,
             sums: vec![Sums::default()],
         }
     }
@@ -86,18 +92,13 @@ impl<'a> Energy<'a> {
 
     /// a, b and c of a v + b v^2 = c, the energy of the bulk.
     fn coefficients(&mut self, spikes: usize) -> (f64, f64, f64) {
-        let Sums {
-            values,
-            moved,
-            bent,
-            pull,
-        } = self.sums(spikes);
+        let Sums { moved, bent, pull } = self.sums(spikes);
         let (p, n) = (self.spectrum.p() as f64, self.spectrum.n as f64);
         let excess = n - p + 1.0;
         (
             n * p + 2.0 * moved - excess * spikes as f64,
             bent - excess * pull,
-            self.total - values,
+            self.below[self.spectrum.p() - spikes],
         )
     }
 
@@ -118,7 +119,6 @@ impl<'a> Energy<'a> {
             }
             let before = self.sums[k - 1];
             self.sums.push(Sums {
-                values: before.values + value,
                 moved: before.moved + value * pull,
                 bent: before.bent + 2.0 * value * products,
                 pull: before.pull + pull,

@@ -22,6 +22,9 @@ pub struct FreeEdge {
 /// Share of the bulk that enters the fit, and the fewest values.
 const WINDOW: f64 = 0.12;
 const FEWEST: usize = 12;
+/// Widest gap between neighbours of a bulk, in Tracy-Widom units, from rank [`FEWEST`] / 2 to a quarter of the values: the
+/// mean gap is 1.9 units over the cube root of the rank. Where a wider one follows, the values above it are spikes.
+const GAP: f64 = 5.0;
 /// Largest a / L: square noise has 1.8, layers of trained transformers up to 5.2, a power law of spikes 6 and more.
 const STEEPEST: f64 = 5.5;
 
@@ -30,8 +33,8 @@ const STEEPEST: f64 = 5.5;
 /// For K spikes: the next 12 % of the values are `lambda_i` = L - a x - b x^2, x = ((i - 3/4) / (p - K))^(2/3), as any
 /// density that ends like a square root demands (3/4 from the counting function of real noise); weights sqrt(i). The
 /// local Tracy-Widom unit is a (p - K)^(-2/3) (2 / (3 pi))^(2/3). K is confirmed if K values exceed L + `quantile` units,
-/// the residual is what noise shows, the density does not end more steeply than a <= 5.5 L, and L is no lower than the
-/// edge of noise of one variance with the energy of the bulk.
+/// the residual is what noise shows, the density does not end more steeply than a <= 5.5 L, no gap follows that a bulk does
+/// not have, and L is no lower than the edge of noise of one variance with the energy of the bulk.
 #[must_use]
 pub fn search(spectrum: &Spectrum, quantile: f64, most: usize) -> FreeEdge {
     let most = most.min(spectrum.p().saturating_sub(2));
@@ -127,8 +130,16 @@ fn at(spectrum: &Spectrum, quantile: f64, spikes: usize) -> Candidate {
         // On the noise of [`interval`] 99 % of the residuals lie below 0.88, 0.44, 0.29 units for 12, 61, 245 points.
         good: residual < 0.2 + 2.5 / (count as f64).sqrt()
             && -slope <= STEEPEST * edge
+            && !has_gap(bulk, GAP * unit)
             && edge >= 0.97 * least_edge(spectrum, spikes),
     }
+}
+
+/// Whether two neighbours near the end of the bulk lie further apart than `widest`.
+fn has_gap(bulk: &[f64], widest: f64) -> bool {
+    let end = bulk.len().saturating_sub(FEWEST / 2);
+    let near = &bulk[(3 * bulk.len() / 4).min(end)..end];
+    near.windows(2).any(|pair| pair[1] - pair[0] > widest)
 }
 
 /// How far, in Tracy-Widom units, the true edge lies below and above one found from `count` points at most, each with 97.5 %.

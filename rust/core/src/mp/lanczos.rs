@@ -4,7 +4,7 @@ use crate::linalg::dense::Real;
 use crate::linalg::krylov::{Operator, Ritz, Space};
 use crate::linalg::survey::Kurtosis;
 use crate::linalg::values::scale;
-use crate::mp::edge::Z;
+use crate::mp::edge::{Z, check_level};
 use crate::mp::fit::TracyWidom;
 use crate::mp::gof::LEVEL;
 use crate::mp::report::Spike;
@@ -84,13 +84,7 @@ pub fn find<T: Real>(
     threads: &Threads,
     stop: &dyn Fn() -> bool,
 ) -> Result<Outcome> {
-    if !(question.alpha > 0.0 && question.alpha <= 0.5) {
-        return Err(Error::Value {
-            name: "alpha",
-            got: question.alpha,
-            wanted: "in (0, 1/2]",
-        });
-    }
+    check_level(question.alpha)?;
     let operator = threads.run(|| Operator::new(w, shape))?;
     let p = operator.short();
     if p < 20 * BLOCK {

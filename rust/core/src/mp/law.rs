@@ -85,7 +85,7 @@ impl Law {
         } else if x <= low || x >= high {
             0.0
         } else {
-            ((high - x) * (x - low)).sqrt() / (TAU * self.gamma * self.sigma_sq * x)
+            (high - x).sqrt() * (x - low).sqrt() / (TAU * self.gamma * self.sigma_sq) / x
         }
     }
 

@@ -103,15 +103,15 @@ pub struct Signal {
     pub long: f64,
 }
 
-/// Signal behind `square`, for noise known only by its squared singular values `bulk` in a matrix of (p x n); an empty
-/// bulk hides nothing.
+/// Signal behind `square`, for noise known only by its squared singular values `bulk`: p of them, of what is left of the
+/// matrix without its spikes, (p x n); an empty bulk hides nothing.
 ///
 /// The D-transform is summed over the values (`OptShrink`): `theta_sq` = 1/D(z), z^2 = `square`.
 ///
 /// # References
 /// R. R. Nadakuditi, "`OptShrink`: an algorithm for improved low-rank signal matrix denoising", IEEE Trans. Inf. Theory, 2014.
 #[must_use]
-pub fn from_bulk(square: f64, bulk: &[f64], p: f64, n: f64) -> Signal {
+pub fn from_bulk(square: f64, bulk: &[f64], n: f64) -> Signal {
     if bulk.is_empty() {
         return Signal {
             theta_sq: square,
@@ -119,7 +119,7 @@ pub fn from_bulk(square: f64, bulk: &[f64], p: f64, n: f64) -> Signal {
             long: 1.0,
         };
     }
-    let z = square.sqrt();
+    let (z, p) = (square.sqrt(), bulk.len() as f64);
     let (mut first, mut second) = (0.0, 0.0);
     for value in bulk {
         let inverse = 1.0 / (square - value).max(f64::EPSILON * square);
@@ -175,7 +175,7 @@ mod tests {
             .map(|x| x * n * 2.0)
             .collect();
         let theta_sq = 3.0 * noise.critical();
-        let signal = from_bulk(noise.sample(theta_sq), &bulk, p, n);
+        let signal = from_bulk(noise.sample(theta_sq), &bulk, n);
         let (short, long) = noise.overlaps(theta_sq);
         assert!((signal.theta_sq / theta_sq - 1.0).abs() < 1e-4);
         assert!((signal.short - short).abs() < 1e-3 && (signal.long - long).abs() < 1e-3);
