@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_WANTED = "float16, bfloat16, float32 or float64"
+
 
 def to_numpy(value: Any, name: str, *, ndim: int | None = None, finite: bool = True) -> np.ndarray[Any, Any]:
     """A floating-point array from numpy, a torch CPU tensor, or anything with ``__array__`` or DLPack.
 
-    bfloat16 (torch or ml_dtypes) becomes float32, exactly; float16, float32 and float64 stay. Nothing else is
-    converted, and torch is not imported.
+    bfloat16 (torch or ml_dtypes) becomes float32, exactly; float16, float32 and float64 stay, bytes of the other order
+    are turned round. Nothing else is converted, and torch is not imported.
 
     Args:
         value: the array-like.
@@ -27,14 +30,16 @@ def to_numpy(value: Any, name: str, *, ndim: int | None = None, finite: bool = T
         tensor = value.detach()
         if tensor.device.type != "cpu":
             raise TypeError(f"{name}: the tensor is on {tensor.device}, wanted one on the CPU (call .cpu())")
-        value = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+        if (kind := str(tensor.dtype).removeprefix("torch.")) not in _FLOATS:
+            raise TypeError(f"{name}: dtype {kind} is not {_WANTED}")
+        value = (tensor.float() if kind == "bfloat16" else tensor).numpy()
     elif not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
         value = np.from_dlpack(value)
-    array = np.asarray(value)
+    array = native(np.asarray(value))
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
     if array.dtype not in (np.float16, np.float32, np.float64):
-        raise TypeError(f"{name}: dtype {array.dtype} is not float16, bfloat16, float32 or float64")
+        raise TypeError(f"{name}: dtype {array.dtype} is not {_WANTED}")
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"{name}: shape {array.shape} has {array.ndim} dimensions, wanted {ndim}")
     if array.size == 0:
@@ -43,6 +48,11 @@ def to_numpy(value: Any, name: str, *, ndim: int | None = None, finite: bool = T
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(f"{name}: entry {where} is {array[where]}, only finite values are accepted")
     return array
+
+
+def native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The array itself, or a copy in this machine's byte order."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def to_bool(value: Any, name: str, *, shape: tuple[int, ...] | None = None) -> np.ndarray[Any, np.dtype[np.bool_]]:

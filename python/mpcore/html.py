@@ -1,4 +1,4 @@
-"""How records show themselves in notebooks: small tables in the page's own colours, light or dark.
+"""How records show themselves: small tables in notebooks, in the page's own colours, and one line elsewhere.
 
 Reads plain dataclasses and knows none of them; ``COLUMNS`` says which columns of a wide record are shown.
 """
@@ -45,6 +45,20 @@ def of_record(value: Any) -> str:
     if made is not None:
         tables.append(table(made, COLUMNS.get(kind)))
     return facts(scalars, title=type(value).__name__) + "".join(tables)
+
+
+def one_line(value: Any) -> str:
+    """The fields of a dataclass by name, for ``__repr__``: long sequences by their first entries and their length.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Order:
+        ...     kept: float
+        ...     order: tuple[int, ...]
+        >>> one_line(Order(1 / 3, tuple(range(100))))
+        'Order(kept=0.333333, order=(0, 1, 2, ... 100 in all))'
+    """
+    return _named(value, [field.name for field in dataclasses.fields(value) if field.name[0] != "_"])
 
 
 def facts(pairs: Mapping[str, Any], *, title: str = "") -> str:
@@ -102,3 +116,43 @@ def _sequence(values: Sequence[Any]) -> str:
     if all(isinstance(value, (int, float)) for value in values):
         return f"{len(values)} values, {min(values):.4g} to {max(values):.4g}"
     return f"{len(values)} values"
+
+
+_WHOLE, _FIRST = 6, 3
+"""A sequence of at most the first number is shown whole in a line, of a longer one as many entries as the second."""
+
+
+def _named(record: Any, names: Sequence[str], more: str = "") -> str:
+    return f"{type(record).__name__}({', '.join(f'{name}={_brief(getattr(record, name))}' for name in names)}{more})"
+
+
+def _brief(value: Any, inner: bool = False) -> str:
+    """A value in a line; ``inner``: inside a sequence, where a record of many fields shows the first alone."""
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value) if field.name[0] != "_"]
+        return _named(value, names[:1], ", ...") if inner and len(names) > _FIRST else _named(value, names)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 80 else f"{value[:77]!r}..."
+    if hasattr(value, "dtype") and len(value.shape) > 0:
+        shape, dtype = tuple(value.shape), str(value.dtype).removeprefix("torch.")
+        flat_values = value.reshape(-1)[: _WHOLE + 1].tolist()
+        return f"{type(value).__name__}({shape}, {dtype}: {_entries(flat_values, math.prod(shape))})"
+    if isinstance(value, Mapping):
+        shown = [f"{key!r}: {_brief(entry, True)}" for key, entry in list(value.items())[: _WHOLE + 1]]
+        return f"{{{_few(shown, len(value))}}}"
+    if isinstance(value, (tuple, list)):
+        ends = "[]" if isinstance(value, list) else ("(", ",)" if len(value) == 1 else ")")
+        return f"{ends[0]}{_entries(value[: _WHOLE + 1], len(value))}{ends[1]}"
+    text = repr(value)
+    return f"<{type(value).__name__}>" if "\n" in text else text
+
+
+def _entries(values: Sequence[Any], count: int) -> str:
+    return _few([_brief(value, True) for value in values], count)
+
+
+def _few(shown: Sequence[str], count: int) -> str:
+    """All of them, or the first and how many there are."""
+    return ", ".join(shown) if count <= _WHOLE else f"{', '.join(shown[:_FIRST])}, ... {count} in all"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 
 @dataclass(frozen=True, init=False)
@@ -26,13 +28,13 @@ class Pattern:
     keep: int
     group: int
 
-    def __init__(self, pattern: str | tuple[int, int] | Pattern) -> None:
+    def __init__(self, pattern: str | tuple[SupportsIndex, SupportsIndex] | Pattern) -> None:
         if isinstance(pattern, Pattern):
             keep, group = pattern.keep, pattern.group
         elif isinstance(pattern, str) and (found := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", pattern)):
             keep, group = int(found[1]), int(found[2])
-        elif isinstance(pattern, (tuple, list)) and len(pattern) == 2 and all(isinstance(v, int) for v in pattern):
-            keep, group = pattern
+        elif isinstance(pattern, (tuple, list)) and len(pattern) == 2 and all(map(_is_integer, pattern)):
+            keep, group = map(operator.index, pattern)
         else:
             raise ValueError(f"pattern {pattern!r}: wanted N:M such as '2:4', with 1 <= N < M <= 32")
         if not 1 <= keep < group <= 32:
@@ -47,3 +49,12 @@ class Pattern:
 
     def __str__(self) -> str:
         return f"{self.keep}:{self.group}"
+
+
+def _is_integer(value: SupportsIndex) -> bool:
+    """Of Python, NumPy or any other library, and no truth value."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)

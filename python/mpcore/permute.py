@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mpcore import _native
 from mpcore.arrays import to_count, to_numpy
-from mpcore.html import facts, flat
+from mpcore.html import facts, flat, one_line
 from mpcore.pattern import Pattern
 
 
@@ -33,6 +33,9 @@ class PermutationResult:
     trace: tuple[tuple[float, float], ...]
     rounds: int
     interrupted: bool
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Any, ClassVar, TypeVar
 
 from safetensors import SafetensorError
 
-from mpcore.html import of_record
+from mpcore.html import of_record, one_line
 from mpcore.pattern import Pattern
 
 FORMAT = 1
 """Version of every file of a run folder; a reader refuses a newer one."""
+
+INFINITE = ("inf", "-inf")
+"""How infinities are written: JSON has no number for them. NaN is null."""
 
 AnyRecord = TypeVar("AnyRecord", bound="Record")
 
@@ -64,8 +68,17 @@ class Record:
 
     kind: ClassVar[str] = "record"
 
+    def __init_subclass__(cls) -> None:
+        """A record prints in one line; ``dataclass`` leaves a ``__repr__`` that is there already."""
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = Record.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """Every field by name, long ones shortened."""
+        return one_line(self)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, strings and numbers; NaN and infinities become None."""
+        """Plain dictionaries, lists, strings and numbers; NaN becomes None, infinities "inf" and "-inf"."""
         return typing.cast(dict[str, Any], to_plain(self))
 
     def _repr_html_(self) -> str:
@@ -116,12 +129,13 @@ class Record:
 def to_rows(records: Iterable[Any]) -> list[dict[str, Any]]:
     """Dataclasses as flat dictionaries, one each, for ``pandas.DataFrame`` or ``polars.DataFrame``.
 
-    Intervals become two columns, other sequences of numbers stay lists, records inside are left out.
+    Intervals become two columns, other sequences of numbers stay lists, records inside are left out. NaN becomes None,
+    infinities stay numbers.
     """
     rows = []
     for record in records:
         row: dict[str, Any] = {}
-        for key, value in to_plain(record).items():
+        for key, value in to_cells(record).items():
             if key.endswith("_ci"):
                 row |= dict(zip((f"{key}_low", f"{key}_high"), value or (None, None), strict=True))
             elif not isinstance(value, dict):
@@ -131,19 +145,28 @@ def to_rows(records: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def to_plain(value: Any) -> Any:
-    """Records, tuples and numpy values as plain JSON data; NaN and infinities become None."""
+    """Records, tuples and numpy values as plain JSON data; NaN becomes None, infinities "inf" and "-inf"."""
+    return _plain(value, str)
+
+
+def to_cells(value: Any) -> Any:
+    """The same for tables, where infinities stay numbers."""
+    return _plain(value, float)
+
+
+def _plain(value: Any, infinite: Callable[[float], Any]) -> Any:
     if isinstance(value, Pattern):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: _plain(getattr(value, f.name), infinite) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): to_plain(entry) for key, entry in value.items()}
+        return {str(key): _plain(entry, infinite) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_plain(entry) for entry in value]
+        return [_plain(entry, infinite) for entry in value]
     if hasattr(value, "tolist"):  # numpy scalars and arrays
-        return to_plain(value.tolist())
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
+        return _plain(value.tolist(), infinite)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else infinite(float(value))
     return value
 
 
@@ -185,8 +208,10 @@ def from_plain(wanted: Any, value: Any, where: str) -> Any:
 
 
 def _build_scalar(wanted: Any, value: Any, where: str) -> Any:
-    if wanted is float and value is None:  # to_dict writes NaN and infinities as None
-        return float("nan")
+    if wanted is float and value is None:  # NaN; infinities too in older files
+        return math.nan
+    if wanted is float and isinstance(value, str) and value in INFINITE:
+        return float(value)
     if wanted is float and type(value) is int:
         return float(value)
     if wanted in (bool, int, float, str) and type(value) is not wanted:

@@ -27,6 +27,7 @@ from mpcore.certify import (
     recover_support,
     relu_tail_lipschitz,
     relu_tail_spread,
+    restoration_gain,
     row_norm_effect,
     smallest_lambda2,
     stationarity_excess,
@@ -207,6 +208,9 @@ def test_the_smallest_lambda2_by_hand():
     assert smallest_lambda2(np.array([[1.0, -2.0]]), 3.0, lambda1=0.5) == pytest.approx(0.3)
     assert smallest_lambda2(np.array([[1.0, -2.0]]), 1.0, lambda1=0.5) == 0.0
     assert smallest_lambda2(np.zeros((1, 2)), 1.0) == math.inf
+    assert smallest_lambda2(np.zeros((1, 2)), 0.0) == math.inf, "the margin is 0 for every lambda2"
+    assert smallest_lambda2(np.ones((1, 2)), 0.0) == 0.0
+    assert smallest_lambda2(np.ones((1, 2)), math.inf) == math.inf
 
 
 # constants
@@ -234,6 +238,15 @@ def test_row_norms_never_promise_less_than_the_inputs_themselves(seed, rows, col
 def test_weighted_norms_are_weighted_entry_by_entry():
     R, weights = np.array([[1.0, 2.0]]), np.array([[3.0, 0.5]])
     assert elastic_net_margin(R, 1.0, lambda2=weights, lambda1=weights) == 3 * 1 + 0.5 * 4 + 3 * 1 + 0.5 * 2 - 1
+
+
+def test_numbers_of_any_library_and_sequences_are_taken():
+    torch = pytest.importorskip("torch")
+    R, v = np.ones((1, 2)), np.ones((2, 2))
+    for lipschitz in (2, 2.0, np.int64(2), np.float32(2), [2, 2], (2.0, 2.0), torch.full((2,), 2.0), np.array([2, 2])):
+        assert propagated_effect(R, v, lipschitz).tolist() == [4.0, 4.0]
+    with pytest.raises(TypeError, match="lipschitz: dtype bool is not float16"):
+        propagated_effect(R, v, True)
 
 
 # noise
@@ -275,8 +288,8 @@ R, V = np.ones((2, 3)), np.ones((4, 3))
     ("call", "message"),
     [
         (lambda: propagated_effect(R, np.ones((4, 2)), 1.0), r"inputs: shape \(4, 2\) does not end in the 3 columns"),
-        (lambda: propagated_effect(R, V, -1.0), "lipschitz: wanted a number >= 0, or 4, one per sample"),
-        (lambda: propagated_effect(R, V, np.ones(3)), "lipschitz: wanted a number >= 0, or 4"),
+        (lambda: propagated_effect(R, V, -1.0), "lipschitz: -1.0 is not a number >= 0"),
+        (lambda: propagated_effect(R, V, np.ones(3)), r"lipschitz: shape \(3,\), wanted a number or shape \(4,\)"),
         (lambda: data_path_budget(R, V, 1.0, theta=1.5), "theta: 1.5 is not between 0 and 1"),
         (
             lambda: frobenius_margin(R[:1], R, 1.0, lambda2=1.0),
@@ -286,11 +299,44 @@ R, V = np.ones((2, 3)), np.ones((4, 3))
         (lambda: relu_tail_lipschitz([]), "weights: wanted at least one layer"),
         (lambda: relu_tail_spread([R[:1]]), "weights: the last has 1 rows, wanted at least 2 classes"),
         (lambda: gaussian_effect(-1.0, 2, np.ones(2), 1.0), "g: -1.0 is not a finite number >= 0"),
-        (lambda: gaussian_effect(1.0, 0, np.ones(2), 1.0), "rows: 0 is not at least 1"),
+        (lambda: gaussian_effect(1.0, 0, np.ones(2), 1.0), "rows: 0 is not an integer >= 1"),
         (lambda: gaussian_effect(1.0, 2, np.ones(2), 1.0, delta=0.0), "delta: 0.0 is not between 0 and 1"),
         (lambda: sub_gaussian_effect(1.0, 2, np.ones(2), 1.0, constant=0.0), "constant: 0.0 is not positive"),
         (lambda: mp_edge_effect(1.0, (2, 0), np.ones(2), 1.0), r"shape: \(2, 0\), wanted two numbers >= 1"),
-        (lambda: multi_layer_margin([R], [1.0, 2.0], lambda2=[1.0]), "zip"),
+        (lambda: multi_layer_margin([R], [1.0, 2.0], lambda2=[1.0]), "budgets: 2 entries, wanted 1"),
+        (lambda: multi_layer_margin([R], [1.0], lambda2=[1.0] * 2), "lambda2: 2 entries, wanted 1, one per matrix"),
+        # what would be broadcast, and what is not a number in range
+        (lambda: margin_stable(V[:, 0], V[:, :1]), r"eta: shape \(4, 1\), wanted a number or shape \(4,\)"),
+        (lambda: margin_stable(V, 1.0), r"margin: shape \(4, 3\), wanted a number or shape \(samples,\)"),
+        (lambda: margin_stable(math.nan, 1.0), "margin: nan is not a finite number"),
+        (lambda: accuracy_interval(V[:, 0], V[:, :1]), r"eta: shape \(4, 1\), wanted a number or shape \(4,\)"),
+        (lambda: accuracy_interval(V[:, 0], math.nan), "eta: nan is not a number >= 0"),
+        (lambda: accuracy_interval(V[:, 0], -1.0), "eta: -1.0 is not a number >= 0"),
+        (lambda: ce_bound([1.0, -2.0]), "eta: -2.0 is not a number >= 0"),
+        (lambda: propagated_effect(R, V, V[:, :1]), r"lipschitz: shape \(4, 1\), wanted a number or shape \(4,\)"),
+        (lambda: propagated_effect(R, V, math.nan), "lipschitz: nan is not a number >= 0"),
+        (lambda: row_norm_effect(R, [1.0, -1.0], 1.0), "input_norms: -1.0 is not a finite number >= 0"),
+        (lambda: gaussian_effect(1.0, 2, V[:, 0], V[:, :1]), r"lipschitz: shape \(4, 1\), wanted a number or shape"),
+        (lambda: gaussian_effect(1.0, 2, V[:, 0], -1.0), "lipschitz: -1.0 is not a number >= 0"),
+        (lambda: mp_edge_effect(-1.0, (2, 3), V[:, 0], 1.0), "sigma_plus: -1.0 is not a finite number >= 0"),
+        (lambda: support_threshold(-1.0, (2, 3)), "g: -1.0 is not a finite number >= 0"),
+        (lambda: elastic_net_margin(R, -1.0, lambda2=1.0), "budget: -1.0 is not a number >= 0"),
+        (lambda: elastic_net_margin(R, 1.0, lambda2=-1.0), "lambda2: -1.0 is not a finite number >= 0"),
+        (lambda: elastic_net_margin(R, 1.0, lambda2=1.0, lambda1=-R), "lambda1: -1.0 is not a finite number >= 0"),
+        (
+            lambda: elastic_net_margin(R, 1.0, lambda2=np.ones((5, 2, 3))),
+            r"lambda2: shape \(5, 2, 3\), wanted a number or shape \(2, 3\)",
+        ),
+        (lambda: elastic_net_margin(R * 1e200, 1.0, lambda2=1.0), r"removed: lambda2 \|R\|\^2 is outside float64"),
+        (lambda: frobenius_margin(R, R, 1.0, lambda2=-1.0), "lambda2: -1.0 is not a finite number >= 0"),
+        (lambda: frobenius_margin(R * 1e200, R * -1e200, 1.0, lambda2=1.0), "is outside float64"),
+        (lambda: smallest_lambda2(R, -1.0), "budget: -1.0 is not a number >= 0"),
+        (lambda: restoration_gain(R, 1.0, -1.0, lambda2=1.0), "budget_after: -1.0 is not a number >= 0"),
+        (lambda: stationarity_excess(R, 1.0, lambda2=1.0, epsilon=-1.0), "epsilon: -1.0 is not a finite number >= 0"),
+        (
+            lambda: relu_tail_lipschitz([R, V]),
+            r"weights\[1\]: shape \(4, 3\) takes 3 inputs, weights\[0\] has 2 outputs",
+        ),
     ],
 )
 def test_mistakes_are_named(call, message):

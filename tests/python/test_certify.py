@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -156,6 +158,23 @@ def test_numbers_a_reader_can_check():
     assert (c.data_sha256, c.model_sha256, c.seed, c.layers) == ("d", "m", 7, ())
 
 
+@pytest.mark.parametrize("size", [1e17, 1e38, 1e100])
+def test_the_largest_logits_give_finite_and_right_numbers(size):
+    dense, pruned = np.array([[size, size], [size, -size]]), np.array([[size, size / 2], [size, size]])
+    c = certify(dense, pruned, labels=[1, 0])
+    assert c.margin == (0.0, 2 * size)
+    assert c.eta == (size / 2, 2 * size)
+    assert c.ce_bound == 2.5 * size
+    # Sample 0 loses size / 2 of its label's lead and had log 2; sample 1 gains log 2.
+    assert c.ce_change == pytest.approx(size / 4, rel=1e-12)
+    assert (c.accuracy_dense, c.accuracy_pruned, c.accuracy_interval) == (0.5, 0.5, (0.0, 1.0))
+
+
+def test_what_all_logits_share_does_not_round_the_cross_entropy_away():
+    z = np.array([[1e17, 1e17]])
+    assert certify(z, np.array([[1e17, 1e17 - 1e6]]), labels=[0]).ce_change == pytest.approx(-math.log(2))
+
+
 def test_without_labels_the_labelled_fields_are_none():
     c = certify(np.eye(3), np.eye(3))
     assert (c.ce_change, c.accuracy_dense, c.accuracy_pruned, c.accuracy_interval) == (None, None, None, None)
@@ -187,6 +206,13 @@ Z = np.array([[1.0, 0.0], [0.0, 1.0]])
         ({"pruned_logits": Z[:1]}, ValueError, r"pruned_logits: shape \(1, 2\) is not that of dense_logits, \(2, 2\)"),
         ({"dense_logits": Z[:, :1], "pruned_logits": Z[:, :1]}, ValueError, "classes: 1 is not at least 2"),
         ({"pruned_logits": Z * np.nan}, ValueError, r"pruned_logits: entry \(0, 0\) is nan"),
+        (
+            {"dense_logits": Z * 1e308, "labels": [0, 1]},
+            ValueError,
+            r"dense_logits: entry \(0, 0\) is 1e\+308, wanted at most 1e\+100 in size",
+        ),
+        ({"pruned_logits": Z * -1e101}, ValueError, r"pruned_logits: entry \(0, 0\) is -1e\+101, wanted at most"),
+        ({"path": {"fc": np.full(2, 1e308)}}, ValueError, r"path\['fc'\]: entry \(0,\) is 1e\+308, wanted at most"),
         ({"dense_logits": Z.astype(int)}, TypeError, "dense_logits: dtype int64"),
         ({"labels": [0.0, 1.0]}, TypeError, "labels: dtype float64 is not an integer type"),
         ({"labels": [0]}, ValueError, r"labels: shape \(1,\) is not \(2,\), one label per sample"),

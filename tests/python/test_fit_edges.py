@@ -62,6 +62,47 @@ def test_a_sharded_index_is_one_checkpoint(tmp_path: Path) -> None:
     assert dict(report) == dict(fit_edges(whole))
 
 
+@pytest.mark.parametrize("engine", [None, "ray"])
+def test_what_cannot_be_read_is_skipped_with_its_reason(
+    engine: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    tensors = {name: torch.from_numpy(array) for name, array in layers((20, 30), (30, 20), (25, 25)).items()}
+    tensors["layer1.weight"] = tensors["layer1.weight"].to(torch.float8_e4m3fn)
+    tensors["bias"] = torch.zeros(4, dtype=torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "model.safetensors")
+    stored, given = (fit_edges(source, engine=engine, threads=2) for source in (tmp_path, tensors))
+    assert list(stored) == list(given) == ["layer0.weight", "layer2.weight"]
+    assert set(stored.skipped) == set(given.skipped) == {"layer1.weight", "bias"}
+    assert "tensor 'layer1.weight' is F8_E4M3; convert it" in stored.skipped["layer1.weight"]
+    assert given.skipped["layer1.weight"] == "W: dtype float8_e4m3fn is not float16, bfloat16, float32 or float64"
+
+
+def test_a_file_that_is_gone_is_an_error_not_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "model.safetensors", layers((20, 30)), "float32")
+
+    def gone(self: Weights, name: str) -> Array:
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(Weights, "__getitem__", gone)
+    with pytest.raises(FileNotFoundError):
+        fit_edges(tmp_path)
+
+
+@pytest.mark.parametrize("engine", [None, "ray"])
+def test_what_is_no_array_is_skipped_by_its_type(engine: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    report = fit_edges({"a": [[1.0, 2.0], [3.0, 5.0]], "b": np.float64(1), **layers((20, 30))}, engine=engine)
+    assert list(report) == ["layer0.weight"]
+    assert report.skipped == {
+        "a": "list: only arrays and tensors are fitted",
+        "b": "0 dimensions: only matrices and 4-dimensional convolutions are fitted",
+    }
+
+
 def test_a_module_in_half_precision_is_fitted_by_module_name() -> None:
     import torch
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpcore.html import one_line
 from mpcore.records import (
     FORMAT,
     Certificate,
@@ -27,7 +31,9 @@ from mpcore.records import (
     SpeedRow,
     atomic,
     to_numpy,
+    to_rows,
 )
+from mpcore.spectra import EdgeFit, fit_edge, fit_edges
 
 PATTERNS = st.integers(2, 32).flatmap(lambda m: st.tuples(st.integers(1, m - 1), st.just(m)))
 
@@ -40,7 +46,15 @@ def test_a_pattern_reads_the_same_as_text_pair_and_itself(pair: tuple[int, int])
     assert len({pattern, Pattern(pair)}) == 1
 
 
-@pytest.mark.parametrize("wrong", ["4:2", "2:2", "0:4", "2:33", "2-4", "", "a:b", (2,), (2.0, 4), 3, None, "2:4:8"])
+def test_a_pattern_takes_integers_of_numpy() -> None:
+    pattern = Pattern((np.int64(2), np.uint8(4)))
+    assert pattern == Pattern("2:4")
+    assert (str(pattern), type(pattern.keep), type(pattern.group)) == ("2:4", int, int)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["4:2", "2:2", "0:4", "2:33", "2-4", "", "a:b", (2,), (2.0, 4), 3, None, "2:4:8", (True, 4)]
+)
 def test_what_is_no_pattern_is_refused_with_what_is_wanted(wrong: object) -> None:
     with pytest.raises(ValueError, match="1 <= N < M <= 32"):
         Pattern(wrong)  # type: ignore[arg-type]
@@ -70,16 +84,107 @@ def test_a_record_survives_its_own_file(tmp_path: Path, record: Manifest) -> Non
     assert (document["format"], document["kind"]) == (FORMAT, record.kind)
 
 
-def test_numpy_numbers_become_plain_ones_and_infinities_null() -> None:
-    row = SpeedRow("a", True, "cpu", np.float32(0.5), float("inf"), float("nan"), "")  # type: ignore[arg-type]
+def test_numpy_numbers_become_plain_ones_and_nan_null() -> None:
+    row = SpeedRow("a", True, "cpu", np.float32(0.5), np.float32("inf"), float("nan"), "")  # type: ignore[arg-type]
     document = json.loads(SpeedReport("cpu", np.int64(2), "torch", (row,)).to_json())  # type: ignore[arg-type]
     assert document["threads"] == 2
-    assert [document["layers"][0][name] for name in ("dense_s", "sparse_s", "gain")] == [0.5, None, None]
+    assert [document["layers"][0][name] for name in ("dense_s", "sparse_s", "gain")] == [0.5, "inf", None]
 
 
-def test_a_number_that_is_not_finite_comes_back_as_nan() -> None:
-    plan = MaskPlan("s", "s", "s", (), (PlannedLayer("a", Pattern("2:4"), (1,), 1, float("inf"), 0.0, 0.0),))
-    assert np.isnan(MaskPlan.from_json(plan.to_json()).layers[0].kept_score)
+def strict(text: str) -> Any:
+    """JSON as the standard has it: without NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_infinities_survive_a_round_trip_through_strict_json() -> None:
+    inf = math.inf
+    certificate = Certificate(1, "d", "m", 0, (inf,), (-inf,), (0.2,), 1, 1, 1, inf, -inf, None, None, (0.0, inf))
+    assert strict(certificate.to_json())["margin"] == ["inf"]
+    assert Certificate.from_json(certificate.to_json()) == certificate
+    assert Certificate.from_dict(certificate.to_dict()) == certificate
+    fit = fit_edge(np.outer(np.arange(1.0, 9), np.ones(8)), return_values=True)
+    assert fit.gof.anderson_darling == inf
+    assert EdgeFit.from_json(fit.to_json()) == fit
+    assert strict(fit.to_json())["gof"]["anderson_darling"] == "inf"
+
+
+def test_older_files_with_null_for_infinity_are_read() -> None:
+    plan = MaskPlan("s", "s", "s", (), (PlannedLayer("a", Pattern("2:4"), (1,), 1, math.inf, 0.0, 0.0),))
+    old = plan.to_json().replace('"inf"', "null")
+    assert math.isnan(MaskPlan.from_json(old).layers[0].kept_score)
+    fit = fit_edge(np.outer(np.arange(1.0, 9), np.ones(8)))
+    assert EdgeFit.from_json(fit.to_json().replace('"inf"', "null")).gof.anderson_darling is None
+
+
+def test_only_numbers_are_read_from_the_words_for_infinity() -> None:
+    named = LayerInventory((LayerInfo("inf", "linear", (2, 4), "mlp", True, False, "-inf"),), 8)
+    assert LayerInventory.from_json(named.to_json()) == named
+    with pytest.raises(ValueError, match="kept_score: expected float, found str"):
+        MaskPlan.from_json(RECORDS[1].to_json().replace('"kept_score": 0.9', '"kept_score": "Infinity"'))
+
+
+def test_tables_keep_infinities_as_numbers() -> None:
+    report = SpeedReport("cpu", 2, "torch", (SpeedRow("a", True, "cpu", 1.0, math.inf, math.nan, ""),))
+    assert [to_rows(report.layers)[0][name] for name in ("dense_s", "sparse_s", "gain")] == [1.0, math.inf, None]
+    spectra = fit_edges({"a": np.outer(np.arange(1.0, 9), np.ones(8))})
+    assert spectra.rows()[0]["gof_anderson_darling"] == math.inf
+
+
+def test_a_record_prints_in_one_line_whatever_it_holds() -> None:
+    rng = np.random.default_rng(0)
+    fit = fit_edge(rng.standard_normal((300, 400)), return_values=True)
+    assert fit.values is not None
+    text = repr(fit)
+    assert str(fit) == text
+    assert text.startswith("EdgeFit(shape=(300, 400), p=300, n=400, gamma=0.75, sigma_sq=")
+    assert f"gof=GoodnessOfFit(ks={fit.gof.ks:.6g}, " in text
+    assert text.endswith(f"values=({fit.values[0]:.6g}, {fit.values[1]:.6g}, {fit.values[2]:.6g}, ... 300 in all))")
+    many = tuple(rng.random(500).tolist())
+    steps = tuple(LayerInfo(f"layer{i}", "linear", (2, 4), "mlp", True, False) for i in range(40))
+    for record in (
+        fit,
+        Certificate(500, "d" * 64, "m" * 64, 0, many, many, many, 1, 1, 1, 0.1, None, None, None, None),
+        LayerInventory(steps, 320),
+        fit_edges({f"layer{i}": rng.standard_normal((8, 9)) for i in range(20)}),
+        *RECORDS,
+    ):
+        line = repr(record)
+        assert "\n" not in line
+        assert len(line) < 1500
+        for field in dataclasses.fields(record):
+            assert f"{field.name}=" in line
+    assert repr(LayerInventory(steps, 320)) == (
+        "LayerInventory(layers=(LayerInfo(name='layer0', ...), LayerInfo(name='layer1', ...), "
+        "LayerInfo(name='layer2', ...), ... 40 in all), parameters=320)"
+    )
+    assert repr(RECORDS[4]) == (
+        "SpeedReport(machine='cpu', threads=2, baseline='torch', layers=(SpeedRow(layer='a', ...),), notes=())"
+    )
+
+
+def test_a_line_shows_arrays_by_shape_and_what_has_lines_of_its_own_by_type() -> None:
+    @dataclasses.dataclass
+    class Mixed:
+        order: np.ndarray
+        few: list[float]
+        model: object
+        by_name: dict[str, Pattern]
+        _hidden: int = 0
+
+    class Tall:
+        def __repr__(self) -> str:
+            return "one\ntwo"
+
+    mixed = Mixed(np.arange(24).reshape(4, 6), [1 / 3, math.inf], Tall(), {str(i): Pattern("2:4") for i in range(9)})
+    pattern = "Pattern(keep=2, group=4)"
+    assert one_line(mixed) == (
+        "Mixed(order=ndarray((4, 6), int64: 0, 1, 2, ... 24 in all), few=[0.333333, inf], model=<Tall>, "
+        f"by_name={{'0': {pattern}, '1': {pattern}, '2': {pattern}, ... 9 in all}})"
+    )
 
 
 GOOD = json.loads(RECORDS[4].to_json())
@@ -145,6 +250,15 @@ def test_arrays_keep_their_dtype_and_bfloat16_widens() -> None:
         assert to_numpy(np.ones(2, dtype), "W").dtype == dtype
     widened = to_numpy(np.array([1.5, -2.0], ml_dtypes.bfloat16), "W")
     assert (widened.dtype, widened.tolist()) == (np.float32, [1.5, -2.0])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_bytes_of_the_other_order_are_turned_round(dtype: type) -> None:
+    values = np.array([[1.5, -2.0], [0.25, 3.0]], dtype)
+    for order in "<>":
+        found = to_numpy(values.astype(np.dtype(dtype).newbyteorder(order)), "W")
+        assert (found.dtype, found.dtype.isnative) == (dtype, True)
+        np.testing.assert_array_equal(found, values)
 
 
 @pytest.mark.parametrize(

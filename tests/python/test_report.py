@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,8 +15,10 @@ from helpers import seal, write_run
 from mpcore.records import Certificate, EvalTable, LayerInventory, MaskPlan
 from mpcore.report import render
 from mpcore.report.charts import accuracy_chart, margin_chart, training_chart
+from mpcore.report.spectrum import spectrum_chart
 from mpcore.report.svg import linear, tag, ticks
 from mpcore.report.text import count, interval, number, percent, with_interval
+from mpcore.spectra import SpectraReport, fit_edge
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -93,6 +96,48 @@ def test_every_model_layer_group_and_spectrum_is_on_the_page(run: Path, page: Ou
     assert "classifier head" in page.text
     assert "Gap to bound" in page.text
     assert "Distillation loss over training steps" in page.words
+
+
+def test_a_layer_without_noise_is_drawn_without_a_law(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", spectra=True)
+    spectra = SpectraReport.read(run / "spectra.json")
+    first, second = list(spectra)[:2]
+    halves = np.random.default_rng(0).standard_normal(30, np.float32)
+    for W in (np.outer(np.arange(1.0, 31), np.ones(40)), np.outer(halves, halves)):
+        flat = fit_edge(W, return_values=True)
+        assert flat.sigma_sq == 0
+        SpectraReport({**spectra, first: flat}, {}).write(run / "spectra.json")
+        page = Outline(render(run).read_text(encoding="utf-8"))
+        assert f"Eigenvalues of {first} without noise: there is no law to draw" in page.words
+        assert f"Eigenvalues of {second} with the Marchenko-Pastur density" in page.words
+        assert "nan" not in spectrum_chart(first, flat)
+    assert spectrum_chart(second, spectra[second]).count('class="law"') == 1
+    assert spectrum_chart(first, flat).count('class="law"') == 0
+    assert spectrum_chart(first, flat).count('class="spike"') == 1
+
+
+def test_every_tile_names_the_model_it_speaks_of(tmp_path: Path) -> None:
+    """Distilled without an evaluation: the accuracy is the pruned model's, the certificate the student's."""
+    run = write_run(tmp_path / "run")
+    table = EvalTable.read(run / "eval.json")
+    EvalTable(table.rows[:2], table.data).write(run / "eval.json")
+    text = Outline(render(run).read_text(encoding="utf-8")).text
+    for tile in (
+        "Top-1, pruned",
+        "Labels certified, student",
+        "Worst squared output error, pruned",
+        "The student model",
+    ):
+        assert tile in text
+    text = Outline(render(write_run(tmp_path / "pruned", student=False)).read_text(encoding="utf-8")).text
+    assert "Labels certified, pruned" in text
+    assert "The pruned model beside the dense one" in text
+
+
+def test_a_margin_without_bound_is_drawn_at_the_end(run: Path) -> None:
+    certificate = Certificate.read(run / "certificate.json")
+    endless = dataclasses.replace(certificate, margin=(math.inf, *certificate.margin[1:]))
+    assert "nan" not in margin_chart(endless)
 
 
 def test_a_run_without_evaluation_certificate_or_training_still_has_a_page(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,9 +27,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mpcore.records import to_numpy
-
-Vector = npt.NDArray[np.float64]
+from mpcore.arrays import to_numpy
+from mpcore.certify.arithmetic import (
+    Vector,
+    joined,
+    largest_products,
+    largest_sum,
+    matrix,
+    number,
+    numbers,
+    product,
+    scaled,
+    share,
+    within_range,
+)
 
 
 def propagated_effect(removed: Any, inputs: Any, lipschitz: Any, *, theta: float = 0.0) -> Vector:
@@ -42,18 +54,19 @@ def propagated_effect(removed: Any, inputs: Any, lipschitz: Any, *, theta: float
         theta: share of R that is left, 0..1.
 
     Raises:
-        ValueError: for inputs of another width, a negative L_s or a theta outside 0..1.
+        ValueError: for inputs of another width, an L_s that is negative or of another shape, or a theta outside 0..1.
 
     Example:
         >>> propagated_effect(np.array([[0.0, 2.0]]), np.array([[1.0, 3.0], [1.0, 0.0]]), 0.5)
         array([3., 0.])
     """
-    R = _matrix(removed, "removed")
+    R = matrix(removed, "removed")
     V = to_numpy(inputs, "inputs").astype(np.float64)
     if V.ndim not in (2, 3) or V.shape[-1] != R.shape[1]:
         raise ValueError(f"inputs: shape {V.shape} does not end in the {R.shape[1]} columns of removed")
-    reach: Vector = np.abs(V @ R.T).reshape(len(V), -1).max(axis=1)
-    return (1 - _share(theta)) * _constants(lipschitz, len(V)) * reach
+    constants = numbers(lipschitz, "lipschitz", (len(V),), infinite=True)
+    reach, exponents = largest_products(R, V)
+    return product(1 - share(theta), constants, reach, exponent=exponents)
 
 
 def row_norm_effect(removed: Any, input_norms: Any, lipschitz: Any) -> Vector:
@@ -68,9 +81,10 @@ def row_norm_effect(removed: Any, input_norms: Any, lipschitz: Any) -> Vector:
         >>> row_norm_effect(np.array([[0.0, 2.0]]), np.array([10.0]), 0.5)
         array([10.])
     """
-    norms = to_numpy(input_norms, "input_norms", ndim=1).astype(np.float64)
-    longest = float(np.sqrt((_matrix(removed, "removed") ** 2).sum(axis=1).max()))
-    return _constants(lipschitz, len(norms)) * longest * norms
+    norms = np.atleast_1d(numbers(input_norms, "input_norms", (-1,)))
+    constants = numbers(lipschitz, "lipschitz", (len(norms),), infinite=True)
+    R, exponent = scaled(matrix(removed, "removed"))
+    return product(constants, np.sqrt((R**2).sum(axis=1).max()), norms, exponent=exponent)
 
 
 def ce_bound(eta: Any) -> float:
@@ -83,7 +97,8 @@ def ce_bound(eta: Any) -> float:
         >>> ce_bound(np.array([0.5, 1.0]))
         1.5
     """
-    return 2 * float(np.mean(eta))
+    changes, exponent = scaled(numbers(eta, "eta", (-1,), infinite=True))
+    return float(product(2.0, changes.mean(), exponent=exponent))
 
 
 def data_path_budget(removed: Any, inputs: Any, lipschitz: Any, *, theta: float = 0.0) -> float:
@@ -102,14 +117,18 @@ def margin_stable(margin: Any, eta: Any) -> npt.NDArray[np.bool_]:
     """Samples whose label cannot have changed: margin > 2 eta, strictly.
 
     Args:
-        margin: (samples,) top logit minus runner-up before the change.
-        eta: (samples,) largest change of any logit.
+        margin: (samples,) top logit minus runner-up before the change, or one number.
+        eta: (samples,) largest change of any logit, or one number.
+
+    Raises:
+        ValueError: for NaN, a negative eta, or shapes that do not fit; nothing else is broadcast.
 
     Example:
         >>> margin_stable(np.array([1.0, 1.0]), np.array([0.4, 0.5])).tolist()
         [True, False]
     """
-    stable: npt.NDArray[np.bool_] = np.asarray(margin) > 2 * np.asarray(eta)
+    lead, reach = _lead_and_reach(margin, eta, "margin")
+    stable: npt.NDArray[np.bool_] = lead > reach
     return stable
 
 
@@ -120,14 +139,17 @@ def accuracy_interval(label_margin: Any, eta: Any) -> tuple[float, float]:
 
     Args:
         label_margin: (samples,) logit of the true label minus the largest other before the change.
-        eta: (samples,) largest change of any logit.
+        eta: (samples,) largest change of any logit, or one number.
+
+    Raises:
+        ValueError: for NaN, a negative eta, or shapes that do not fit; nothing else is broadcast.
 
     Example:
         >>> accuracy_interval(np.array([3.0, 0.5, -2.0, -0.1]), np.array([1.0, 1.0, 0.5, 0.5]))
         (0.25, 0.75)
     """
-    margin, reach = np.asarray(label_margin), 2 * np.asarray(eta)
-    return float((margin > reach).mean()), float((margin >= -reach).mean())
+    lead, reach = _lead_and_reach(label_margin, eta, "label_margin")
+    return float((lead > reach).mean()), float((lead >= -reach).mean())
 
 
 def elastic_net_margin(removed: Any, budget: float, *, lambda2: Any, lambda1: Any = 0.0, theta: float = 0.0) -> float:
@@ -138,19 +160,22 @@ def elastic_net_margin(removed: Any, budget: float, *, lambda2: Any, lambda1: An
 
     Args:
         removed: R, (rows, columns).
-        budget: B_T(R), or 2 mean(eta) of measured logit changes.
+        budget: B_T(R), or 2 mean(eta) of measured logit changes, >= 0; an infinite one is never certified.
         lambda2: >= 0, a number or (rows, columns) weights gamma_ij; half the weight decay of SGD. AdamW's decoupled
             decay is no term of the loss and gives none.
         lambda1: >= 0, a number or (rows, columns).
         theta: share of R that is left, 0..1.
+
+    Raises:
+        ValueError: for a negative number, an array of another shape, or norms outside float64.
 
     Example:
         >>> elastic_net_margin(np.array([[1.0, -2.0]]), 3.0, lambda2=0.5, lambda1=0.5)
         1.0
     """
     square, absolute = _norms(removed, lambda2, lambda1)
-    left = 1 - _share(theta)
-    return (1 - theta**2) * square + left * absolute - left * budget
+    left = 1 - share(theta)
+    return (1 - theta**2) * square + left * absolute - _cost(left, budget)
 
 
 def frobenius_margin(kept: Any, removed: Any, budget: float, *, lambda2: float, theta: float = 0.0) -> float:
@@ -170,27 +195,30 @@ def frobenius_margin(kept: Any, removed: Any, budget: float, *, lambda2: float, 
         >>> frobenius_margin(np.array([[1.0, 0.0]]), np.array([[0.0, 2.0]]), 3.0, lambda2=1.0)
         1.0
     """
-    S, R = _matrix(kept, "kept"), _matrix(removed, "removed")
+    S, R = matrix(kept, "kept"), matrix(removed, "removed")
     if S.shape != R.shape:
         raise ValueError(f"kept: shape {S.shape} is not that of removed, {R.shape}")
-    left = 1 - _share(theta)
-    return lambda2 * float((1 - theta**2) * (R * R).sum() + 2 * left * (S * R).sum()) - left * budget
+    left = 1 - share(theta)
+    with np.errstate(all="ignore"):
+        gain = float((1 - theta**2) * (R * R).sum() + 2 * left * (S * R).sum())
+    gain = within_range(number(lambda2, "lambda2") * gain, "kept, removed: lambda2 (|R|^2 + 2 <S, R>)")
+    return gain - _cost(left, budget)
 
 
 def smallest_lambda2(removed: Any, budget: float, *, lambda1: float = 0.0) -> float:
     """The mask is certified for every lambda2 above this: where :func:`elastic_net_margin` vanishes.
 
-    0 if lambda1 alone pays for it, infinity for a positive budget of removing nothing.
+    0 if lambda1 alone pays for it; infinity if none does, as for removing nothing, where the margin is never positive.
 
     Example:
         >>> smallest_lambda2(np.array([[1.0, -2.0]]), 3.0)
         0.6
     """
     square, absolute = _norms(removed, 1.0, lambda1)
-    missing = budget - absolute
-    if missing <= 0:
+    missing = _cost(1.0, budget) - absolute
+    if missing < 0 or (missing == 0 and square > 0):
         return 0.0
-    return missing / square if square > 0 else math.inf
+    return max(missing / square, math.ulp(0.0)) if square > 0 else math.inf
 
 
 class PruneRestore(NamedTuple):
@@ -221,7 +249,7 @@ def prune_restore(
         >>> prune_restore(Q, P, np.array([[1.0, 1.0]]), 1.0, lambda2=3.0)
         PruneRestore(margin=1.0, gain=-1.0)
     """
-    Q, P = _matrix(restored, "restored"), _matrix(removed, "removed")
+    Q, P = matrix(restored, "restored"), matrix(removed, "removed")
     if Q.shape != P.shape or ((Q != 0) & (P != 0)).any():
         raise ValueError("restored: shares an entry with removed, or has another shape")
     both, after = data_path_budget(Q + P, inputs, lipschitz), data_path_budget(P, inputs, lipschitz)
@@ -240,7 +268,8 @@ def restoration_gain(
     a restoration can also loosen it. It compares bounds, not objectives.
     """
     square, absolute = _norms(restored, lambda2, lambda1)
-    return budget_before - budget_after - square - absolute
+    before, after = (_cost(1.0, v, n) for v, n in ((budget_before, "budget_before"), (budget_after, "budget_after")))
+    return before - after - square - absolute if after < math.inf else -math.inf
 
 
 def multi_layer_margin(
@@ -262,6 +291,9 @@ def multi_layer_margin(
         1.5
     """
     ones = list(lambda1) or [0.0] * len(removed)
+    for name, values in (("budgets", budgets), ("lambda2", lambda2), ("lambda1", ones)):
+        if len(values) != len(removed):
+            raise ValueError(f"{name}: {len(values)} entries, wanted {len(removed)}, one per matrix of removed")
     steps = zip(removed, budgets, lambda2, ones, strict=True)
     return math.fsum(elastic_net_margin(R, B, lambda2=two, lambda1=one) for R, B, two, one in steps)
 
@@ -286,7 +318,7 @@ def stationarity_excess(
         -0.5
     """
     square, absolute = _norms(removed, lambda2, lambda1)
-    return (1 + _share(theta)) * square + absolute - budget - epsilon
+    return (1 + share(theta)) * square + absolute - _cost(1.0, budget) - number(epsilon, "epsilon")
 
 
 def relu_tail_lipschitz(weights: Sequence[Any]) -> float:
@@ -297,11 +329,14 @@ def relu_tail_lipschitz(weights: Sequence[Any]) -> float:
     Args:
         weights: (outputs, inputs) of every Linear behind the pruned layer, in order; biases do not matter.
 
+    Raises:
+        ValueError: for no weights, or inputs of a layer that are not the outputs of the one before.
+
     Example:
         >>> relu_tail_lipschitz([np.array([[1.0, -1.0]]), np.array([[3.0], [-2.0]])])
         6.0
     """
-    return math.prod(float(np.abs(W).sum(axis=1).max()) for W in _tail(weights))
+    return joined([largest_sum(W) for W in _tail(weights)])
 
 
 def relu_tail_spread(weights: Sequence[Any]) -> float:
@@ -321,34 +356,41 @@ def relu_tail_spread(weights: Sequence[Any]) -> float:
     *before, last = _tail(weights)
     if len(last) < 2:
         raise ValueError(f"weights: the last has {len(last)} rows, wanted at least 2 classes")
-    pairs = max(float(np.abs(last[a + 1 :] - last[a]).sum(axis=1).max()) for a in range(len(last) - 1))
-    return relu_tail_lipschitz(before) * pairs / 2 if before else pairs / 2
+    W, exponent = scaled(last)
+    pairs = max(float(np.abs(W[a + 1 :] - W[a]).sum(axis=1).max()) for a in range(len(W) - 1))
+    return joined([*map(largest_sum, before), (pairs / 2, exponent)])
 
 
 def _tail(weights: Sequence[Any]) -> list[Vector]:
-    if not weights:
+    if not len(weights):
         raise ValueError("weights: wanted at least one layer")
-    return [_matrix(W, f"weights[{index}]") for index, W in enumerate(weights)]
+    tail = [matrix(W, f"weights[{index}]") for index, W in enumerate(weights)]
+    for index, (before, after) in enumerate(itertools.pairwise(tail)):
+        if after.shape[1] != len(before):
+            raise ValueError(
+                f"weights[{index + 1}]: shape {after.shape} takes {after.shape[1]} inputs, "
+                f"weights[{index}] has {len(before)} outputs"
+            )
+    return tail
 
 
-def _matrix(value: Any, name: str) -> Vector:
-    return to_numpy(value, name, ndim=2).astype(np.float64)
+def _lead_and_reach(margin: Any, eta: Any, name: str) -> tuple[Vector, Vector]:
+    """The margins and 2 eta, each a number or one per sample."""
+    lead = numbers(margin, name, (-1,), least=-math.inf)
+    changes = numbers(eta, "eta", lead.shape or (-1,), infinite=True)
+    with np.errstate(over="ignore"):
+        return lead, 2 * changes
 
 
-def _constants(lipschitz: Any, samples: int) -> Vector:
-    constants = np.asarray(lipschitz, np.float64)
-    if constants.shape not in ((), (samples,)) or not (constants >= 0).all():
-        raise ValueError(f"lipschitz: wanted a number >= 0, or {samples}, one per sample")
-    return np.broadcast_to(constants, (samples,))
-
-
-def _share(theta: float) -> float:
-    if not 0 <= theta <= 1:
-        raise ValueError(f"theta: {theta} is not between 0 and 1")
-    return theta
+def _cost(left: float, budget: Any, name: str = "budget") -> float:
+    """The share ``left`` of B_T, 0 for left = 0 even of an infinite budget."""
+    return float(product(left, number(budget, name, infinite=True)))
 
 
 def _norms(removed: Any, lambda2: Any, lambda1: Any) -> tuple[float, float]:
     """The sums of lambda2 R^2 and of lambda1 |R|."""
-    R = _matrix(removed, "removed")
-    return float((lambda2 * R * R).sum()), float((lambda1 * np.abs(R)).sum())
+    R = matrix(removed, "removed")
+    two, one = numbers(lambda2, "lambda2", R.shape), numbers(lambda1, "lambda1", R.shape)
+    with np.errstate(all="ignore"):
+        square, absolute = float((two * R * R).sum()), float((one * np.abs(R)).sum())
+    return within_range(square, "removed: lambda2 |R|^2"), within_range(absolute, "removed: lambda1 |R|")

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpcore.records import to_numpy
-
-Vector = npt.NDArray[np.float64]
+from mpcore.arrays import to_count, to_numpy
+from mpcore.certify.arithmetic import Vector, number, numbers, product
 
 
 def gaussian_effect(g: float, rows: int, input_norms: Any, lipschitz: Any, *, delta: float = 0.05) -> Vector:
@@ -51,12 +50,9 @@ def sub_gaussian_effect(
     L_s |v_s|_2 sqrt(g log(2 n |T| / delta) / (c n)); ``constant`` is c > 0, 1/2 for normal and for bounded symmetric
     +-sqrt(g / n) entries.
     """
-    norms = to_numpy(input_norms, "input_norms", ndim=1).astype(np.float64)
-    _check(g, rows, delta)
-    if not constant > 0:
-        raise ValueError(f"constant: {constant} is not positive")
-    width = math.sqrt(g * math.log(2 * rows * len(norms) / delta) / (constant * rows))
-    return np.asarray(lipschitz, np.float64) * norms * width
+    if not 0 < constant < math.inf:
+        raise ValueError(f"constant: {constant} is not positive and finite")
+    return _effect(math.sqrt(number(g, "g")), rows, input_norms, lipschitz, constant, delta)
 
 
 def mp_edge_effect(
@@ -65,7 +61,7 @@ def mp_edge_effect(
     """:func:`gaussian_effect` in terms of the Marchenko-Pastur edge of R, sigma_plus = sqrt(g) (1 + sqrt(m / n)).
 
     Args:
-        sigma_plus: edge of the singular values of R, :func:`mpcore.fit_edge`.
+        sigma_plus: edge of the singular values of R, :func:`mpcore.fit_edge`, >= 0.
         shape: (n, m) = (rows, columns) of R.
         input_norms: |v_s|_2, (samples,).
         lipschitz: L_s, a number or (samples,).
@@ -75,11 +71,9 @@ def mp_edge_effect(
         >>> mp_edge_effect(2.0, (100, 100), np.array([1.0, 2.0]), 1.0, delta=0.1).round(4)
         array([0.4073, 0.8146])
     """
-    rows, columns = shape
-    if rows < 1 or columns < 1:
-        raise ValueError(f"shape: {shape}, wanted two numbers >= 1")
-    g = (sigma_plus / (1 + math.sqrt(columns / rows))) ** 2
-    return gaussian_effect(g, rows, input_norms, lipschitz, delta=delta)
+    rows, columns = _sides(shape)
+    root = number(sigma_plus, "sigma_plus") / (1 + math.sqrt(columns / rows))
+    return _effect(root, rows, input_norms, lipschitz, 0.5, delta)
 
 
 def support_threshold(g: float, shape: tuple[int, int], *, delta: float = 0.05) -> float:
@@ -87,9 +81,8 @@ def support_threshold(g: float, shape: tuple[int, int], *, delta: float = 0.05) 
 
     ``shape`` is (N, M), N the rows that set the scale of the noise.
     """
-    rows, columns = shape
-    _check(g, rows, delta)
-    return math.sqrt(2 * g * math.log(2 * rows * columns / delta) / rows)
+    rows, columns = _sides(shape)
+    return float(product(math.sqrt(number(g, "g")), _spread(2 * rows * columns, delta, 0.5 * rows)))
 
 
 def recover_support(weight: Any, g: float, *, delta: float = 0.05) -> npt.NDArray[np.bool_]:
@@ -112,10 +105,22 @@ def recover_support(weight: Any, g: float, *, delta: float = 0.05) -> npt.NDArra
     return found
 
 
-def _check(g: float, rows: int, delta: float) -> None:
-    if not (math.isfinite(g) and g >= 0):
-        raise ValueError(f"g: {g} is not a finite number >= 0")
-    if rows < 1:
-        raise ValueError(f"rows: {rows} is not at least 1")
+def _effect(root: float, rows: int, input_norms: Any, lipschitz: Any, constant: float, delta: float) -> Vector:
+    """The bound of :func:`sub_gaussian_effect` from sqrt(g): g itself may be too small for float64."""
+    norms = np.atleast_1d(numbers(input_norms, "input_norms", (-1,)))
+    constants = numbers(lipschitz, "lipschitz", (len(norms),), infinite=True)
+    rows = to_count(rows, "rows", least=1)
+    return product(constants, norms, root, _spread(2 * rows * len(norms), delta, constant * rows))
+
+
+def _spread(events: int, delta: float, scale: float) -> float:
+    """sqrt(log(events / delta) / scale)."""
     if not 0 < delta < 1:
         raise ValueError(f"delta: {delta} is not between 0 and 1")
+    return math.sqrt((math.log(events) - math.log(delta)) / scale)
+
+
+def _sides(shape: tuple[int, int]) -> tuple[int, int]:
+    if len(shape) != 2 or not min(shape) >= 1:
+        raise ValueError(f"shape: {shape}, wanted two numbers >= 1")
+    return to_count(shape[0], "shape[0]"), to_count(shape[1], "shape[1]")

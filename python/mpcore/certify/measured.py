@@ -20,11 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcore import _native
+from mpcore.certify.arithmetic import Vector
 from mpcore.certify.bounds import accuracy_interval, ce_bound, margin_stable
 from mpcore.records import Certificate, LayerCertificate, to_numpy
 
-Vector = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.uintp]
+
+LARGEST = 1e100
+"""Largest size of a logit; beyond it differences and their sums could leave float64. No float32 comes near."""
 
 _Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _PATH_TOLERANCE = 1e-4  # of the largest logit: noise of repeated forward passes in float32
@@ -43,7 +46,7 @@ def certify(
     """Certificate of the dense and the pruned model's logits on the same samples.
 
     Args:
-        dense_logits: (samples, classes) floating point, at least two classes.
+        dense_logits: (samples, classes) floating point, at least two classes, none beyond 1e100 in size.
         pruned_logits: (samples, classes), the same samples in the same order.
         path: layer name -> (samples,) eta of its removal, measured in the network with all earlier removals done; the
             changes add up to at least the total one. Without it the path is the single step from dense to pruned.
@@ -53,7 +56,8 @@ def certify(
         seed: of the samples' selection, kept in the record.
 
     Raises:
-        ValueError: for shapes or labels that do not fit, NaN or infinity, or a path that ends elsewhere.
+        ValueError: for shapes or labels that do not fit, NaN, infinity or logits beyond 1e100, or a path that ends
+            elsewhere.
         TypeError: for logits that are not floating point or labels that are not integers.
 
     Example:
@@ -138,7 +142,14 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def _logits(value: Any, name: str) -> Vector:
-    return np.ascontiguousarray(to_numpy(value, name, ndim=2), dtype=np.float64)
+    return _bounded(np.ascontiguousarray(to_numpy(value, name, ndim=2), dtype=np.float64), name)
+
+
+def _bounded(values: Vector, name: str) -> Vector:
+    if (beyond := np.abs(values) > LARGEST).any():
+        where = tuple(int(i) for i in np.argwhere(beyond)[0])
+        raise ValueError(f"{name}: entry {where} is {values[where]:g}, wanted at most {LARGEST:g} in size")
+    return values
 
 
 def _labels(value: Any, shape: tuple[int, ...]) -> Labels:
@@ -158,7 +169,7 @@ def _changes(value: Any, name: str, samples: int) -> Vector:
     changes = to_numpy(value, f"path[{name!r}]", ndim=1).astype(np.float64)
     if changes.shape != (samples,) or (changes < 0).any():
         raise ValueError(f"path[{name!r}]: wanted {samples} changes >= 0, one per sample")
-    return changes
+    return _bounded(changes, f"path[{name!r}]")
 
 
 def _path_total(steps: dict[str, Vector], eta: Vector, scale: float) -> Vector:
@@ -179,8 +190,8 @@ def _path_total(steps: dict[str, Vector], eta: Vector, scale: float) -> Vector:
 
 def _cross_entropy(logits: Vector, labels: Labels) -> float:
     peak = logits.max(axis=1)
-    total = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1))
-    return float((total - logits[np.arange(len(logits)), labels]).mean())
+    behind = peak - logits[np.arange(len(logits)), labels]  # first, so that what all logits share rounds nothing away
+    return float((behind + np.log(np.exp(logits - peak[:, None]).sum(axis=1))).mean())
 
 
 def _hold(claim: bool, broken: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -100,7 +101,7 @@ def bar(share: float, class_: str = "fill") -> Markup:
 
 def _reach(values: Sequence[float]) -> float:
     """End of an axis that shows all values up to twice the 95th of a hundred."""
-    ordered = sorted(values)
+    ordered = sorted(value for value in values if math.isfinite(value))
     if not ordered or ordered[-1] <= 0:
         return 1.0
     return min(1.05 * ordered[-1], 2 * ordered[int(0.95 * (len(ordered) - 1))]) or ordered[-1]

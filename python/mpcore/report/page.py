@@ -72,10 +72,11 @@ def _cards(run: RunRecords) -> list[Card]:
     if run.certificate is not None and run.certificate.samples:
         certificate = run.certificate
         detail = f"{certificate.stable} of {certificate.samples} samples; {certificate.unchanged} did not change"
-        cards.append(Card("Labels certified", text.percent(certificate.stable / certificate.samples, 1), detail))
+        share = text.percent(certificate.stable / certificate.samples, 1)
+        cards.append(Card(f"Labels certified, {run.certified}", share, detail))
     if run.plan.layers:
         worst = max(run.plan.layers, key=lambda layer: layer.relative_error)
-        cards.append(Card("Worst layer error", text.percent(worst.relative_error, 1), worst.name))
+        cards.append(Card("Worst squared output error, pruned", text.percent(worst.relative_error, 1), worst.name))
     return cards
 
 

@@ -23,6 +23,7 @@ class RunRecords:
     budget: Budget
     plan: MaskPlan
     certificate: Certificate | None  # of the final model
+    certified: str  # which one that is: "student" | "pruned"
     steps: Certificate | None  # of the pruned model, layer by layer
     evaluation: EvalTable | None
     spectra: dict[str, EdgeFit]
@@ -41,12 +42,14 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecords:
         if not (root / name).is_file():
             raise FileNotFoundError(f"{root}: no finished run ({name} is missing)")
     steps = _optional(Certificate, root / "certificate.json")
+    student = _optional(Certificate, root / "certificate-student.json")
     return RunRecords(
         manifest=Manifest.read(root / "manifest.json"),
         inventory=LayerInventory.read(root / "inventory.json"),
         budget=Budget.read(root / "budget.json"),
         plan=MaskPlan.read(root / "plan.json"),
-        certificate=_optional(Certificate, root / "certificate-student.json") or steps,
+        certificate=student or steps,
+        certified="student" if student is not None else "pruned",
         steps=steps,
         evaluation=_optional(EvalTable, root / "eval.json"),
         spectra=_spectra(root / "spectra.json"),

@@ -10,17 +10,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mpcore.checkpoint import Weights, open_weights
 from mpcore.records import ConvergenceError, Record, to_numpy
+from mpcore.serialise import to_cells
 from mpcore.spectra.edgefit import EdgeFit
 from mpcore.spectra.fit import fit_edge
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Outcome = EdgeFit | str
 """A fit, or why there is none."""
@@ -49,7 +47,7 @@ class SpectraReport(Record, Mapping[str, EdgeFit]):
 
 
 def _row(name: str, fit: EdgeFit) -> dict[str, Any]:
-    whole = fit.to_dict()
+    whole = to_cells(fit)
     row: dict[str, Any] = {"name": name}
     for key, value in whole.items():
         if key in ("spikes", "values"):
@@ -124,15 +122,39 @@ def fit_edges(
 
 def fit_one(name: str, array: Any, options: Mapping[str, Any]) -> Outcome:
     """The fit of one array on one core, or in words why it has none. A pure function, for any executor."""
-    shape = tuple(getattr(array, "shape", ()))
-    if len(shape) not in (2, 4):
-        plural = "" if len(shape) == 1 else "s"
-        return f"{len(shape)} dimension{plural}: only matrices and 4-dimensional convolutions are fitted"
-    matrix = array.reshape(shape[0], -1) if len(shape) == 4 else array
+    if (why := _unfit(array)) is not None:
+        return why
+    matrix = array.reshape(array.shape[0], -1) if len(array.shape) == 4 else array
     try:
         return fit_edge(matrix, **{"threads": 1, **options})
     except (ValueError, TypeError, ConvergenceError) as error:
         return str(error)
+
+
+def _unfit(array: Any) -> str | None:
+    """Why it is no matrix and no convolution."""
+    if not hasattr(array, "shape"):
+        return f"{type(array).__name__}: only arrays and tensors are fitted"
+    dimensions = len(array.shape)
+    if dimensions in (2, 4):
+        return None
+    plural = "" if dimensions == 1 else "s"
+    return f"{dimensions} dimension{plural}: only matrices and 4-dimensional convolutions are fitted"
+
+
+def _read(name: str, arrays: Mapping[str, Any], convert: Callable[[Any], Any] | None = None) -> tuple[Any, str | None]:
+    """One array, or in words why it cannot be read; a file that is gone is an error."""
+    try:
+        array = arrays[name]
+        why = _unfit(array)
+        return (array if why or convert is None else convert(array)), why
+    except (ValueError, TypeError) as error:
+        return None, str(error)
+
+
+def _read_and_fit(name: str, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Outcome:
+    array, why = _read(name, arrays)
+    return why or fit_one(name, array, options)
 
 
 def _open(source: Any) -> tuple[Mapping[str, Any], dict[str, tuple[int, ...]]]:
@@ -160,7 +182,7 @@ def _in_threads(
         running: dict[Future[Outcome], str] = {}
         while True:
             for name in waiting:
-                running[pool.submit(lambda name: fit_one(name, arrays[name], options), name)] = name
+                running[pool.submit(_read_and_fit, name, arrays, options)] = name
                 if len(running) >= threads:
                     break
             if not running:
@@ -185,7 +207,11 @@ def _on_ray(
     limit = max(threads, 2 * int(ray.cluster_resources().get("CPU", 1)))
     while True:
         for name in waiting:
-            running[task.remote(name, _portable(arrays[name]), dict(options))] = name
+            array, why = _read(name, arrays, _portable)
+            if why is not None:
+                yield name, why
+                continue
+            running[task.remote(name, array, dict(options))] = name
             if len(running) >= limit:
                 break
         if not running:
@@ -194,12 +220,15 @@ def _on_ray(
             yield running.pop(reference), ray.get(reference)
 
 
-def _portable(array: Any) -> NDArray[Any]:
+def _portable(array: Any) -> Any:
     """What NumPy can hold goes to another process without torch; whatever it cannot is refused there as here."""
     try:
         return to_numpy(array, "W", finite=False)
-    except (TypeError, ValueError):
-        return np.asarray(array)
+    except (TypeError, ValueError) as error:
+        try:
+            return np.asarray(array)
+        except (TypeError, ValueError):
+            raise error from None
 
 
 def _reporter(progress: bool, total: int) -> AbstractContextManager[Callable[[str], None]]:
