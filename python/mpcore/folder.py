@@ -27,6 +27,13 @@ RESERVED = frozenset(
 )
 """What no file that only goes along may be called in a run folder; weights have endings of their own."""
 
+_MEANS = {
+    "model_sha256": "the model's weights differ; ",
+    "calibration_sha256": "the calibration batches differ in content, order or size (is the DataLoader shuffling?); ",
+    "evaluation_sha256": "the evaluation batches differ in content, order or size (is the DataLoader shuffling?); ",
+}
+"""What a hash that differs says in words."""
+
 
 class RunFolder:
     """A folder that belongs to one run: one model, recipe, seed and calibration set (its *fingerprint*).
@@ -75,7 +82,8 @@ class RunFolder:
         for key in sorted({*fingerprint, *found}):
             if found.get(key) != fingerprint.get(key):
                 difference = f"{key} was {found.get(key)!r}, now {fingerprint.get(key)!r}"
-                raise ValueError(f"{self.path}: holds another run ({difference}); choose another folder")
+                words = _MEANS.get(key, "")
+                raise ValueError(f"{self.path}: holds another run ({difference}); {words}choose another folder")
 
     @property
     def finished(self) -> bool:
@@ -216,6 +224,23 @@ def renew_manifest(folder: Path, written: Iterable[str]) -> None:
     renewed = {name: sha256(folder / name) for name in written if (folder / name).is_file()}
     files = dict(sorted({**manifest.files, **renewed}.items()))
     dataclasses.replace(manifest, files=files).write(folder / MANIFEST)
+
+
+def unfinished(folder: Path, aim: str = "") -> str:
+    """Why ``folder``, without a manifest, is no finished run: it was interrupted, or it is none at all."""
+    if not (folder / RUN).is_file():
+        return f"{folder}: no finished run{aim} ({MANIFEST} is missing)"
+    command = "demo" if any(folder.glob("training-*.partial")) else "prune"
+    return f"{folder}: interrupted run: the same `mpcore {command}` command finishes it"
+
+
+def refuse_checkpoint(folder: Path, use: str) -> None:
+    """Raise a ValueError for a finished run that began with a checkpoint: nothing says how to build its model.
+
+    ``use`` is what then cannot be done, such as "evaluation".
+    """
+    if "checkpoint" in Manifest.read(folder / MANIFEST).source:
+        raise ValueError(f"{folder}: pruned from a checkpoint: no model class, so no {use}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

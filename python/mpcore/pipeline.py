@@ -7,9 +7,7 @@ import dataclasses
 import json
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,23 +19,24 @@ from mpcore._native import __version__
 from mpcore.certify import certify
 from mpcore.checkpoint import save_tensors, sha256
 from mpcore.folder import OF_DISTILLATION, PROGRESS, RunFolder, check_sealed, hashes, write_text
-from mpcore.html import facts
 from mpcore.models import plans, tome
 from mpcore.models.apply import as_matrix, from_matrix, layer_of
 from mpcore.models.batches import digest, first, materialise, split
 from mpcore.models.calibrate import CalibrationStats, calibrate
 from mpcore.models.certificate import LogitTrail
-from mpcore.models.evaluate import evaluate
+from mpcore.models.evaluate import check_module, evaluate
 from mpcore.models.export import load, save_model, state_sha256
-from mpcore.models.inventory import inventory
+from mpcore.models.inventory import check_copyable, inventory
 from mpcore.models.macs import macs
 from mpcore.models.memory import memory_kept
 from mpcore.models.permutation import find_groups, permute_channels
 from mpcore.models.recipe import Recipe
+from mpcore.models.segments import Unsound
 from mpcore.models.sensitivity import Sensitivity, input_norms, measure_sensitivities
-from mpcore.models.sequence import Pruned, Walk, prune_layers
+from mpcore.models.sequence import Pruned, Walk, prune_layers, settle
 from mpcore.models.trainstate import STATE
 from mpcore.progress import progress_bar
+from mpcore.prunerun import PruneReport, PruneRun
 from mpcore.records import (
     Budget,
     Certificate,
@@ -53,35 +52,8 @@ from mpcore.records import (
 )
 from mpcore.spectra import SpectraReport, fit_edges
 
-
-@dataclass(frozen=True)
-class PruneReport:
-    """The records of a run, as they stand in its folder."""
-
-    inventory: LayerInventory
-    spectra: SpectraReport
-    budget: Budget
-    plan: MaskPlan
-    certificate: Certificate
-    evaluation: EvalTable | None
-
-
-@dataclass(frozen=True)
-class PruneRun:
-    """A pruned model, the folder its records are in, and the records."""
-
-    model: nn.Module
-    folder: Path
-    report: PruneReport
-    _keep: RunFolder | None = None  # a temporary folder lives as long as the run
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: what was done to every layer, what is certified, and the evaluation."""
-        certificate, plan, evaluation = self.report.certificate, self.report.plan, self.report.evaluation
-        certified = f"{certificate.stable} of {certificate.samples} labels cannot have changed"
-        told = {"folder": str(self.folder), "certified": f"{certified}, {certificate.unchanged} did not"}
-        shown = "" if evaluation is None else evaluation._repr_html_()
-        return facts(told, title="PruneRun") + plan._repr_html_() + shown
+WHOLE = f"{PROGRESS}/whole.json"
+"""There in an interrupted run whose pruned model was found to be no chain of segments."""
 
 
 @memory_kept()
@@ -103,6 +75,7 @@ def prune(
         recipe: a Recipe, the name of one in the package, or the path of a TOML file.
         calibration: batches ``inputs`` or ``(inputs, targets)``; never the images you evaluate on.
         out: the run folder; it may exist if it holds the same run, which is then resumed. None: a temporary one.
+            Order and size of the batches are part of a run: a DataLoader that shuffles makes another one.
         evaluation: labelled batches; dense and pruned model are compared on them.
         seed: of everything random.
         progress: bars on stderr.
@@ -112,6 +85,7 @@ def prune(
         The run; ``run.model`` is in evaluation mode.
 
     Raises:
+        TypeError: if ``model`` is not an nn.Module.
         ValueError: for bad data, a recipe that prunes nothing, or a folder that holds something else.
 
     Example:
@@ -121,6 +95,7 @@ def prune(
         >>> float((run.model[0].weight == 0).double().mean())
         0.5
     """
+    check_module(model, "model")
     recipe = Recipe.of(recipe)
     batches = materialise(calibration, "calibration")
     held_out = None if evaluation is None else materialise(evaluation, "evaluation")
@@ -155,6 +130,7 @@ class _Stages:
         progress: bool,
         source: dict[str, Any],
     ) -> None:
+        check_copyable(model)
         self.dense = copy.deepcopy(model).eval()
         self.recipe, self.batches, self.held_out, self.folder = recipe, batches, held_out, folder
         self.seed, self.progress, self.source = seed, progress, source
@@ -172,9 +148,7 @@ class _Stages:
             raise ValueError(f"recipe: leaves nothing to prune ({reasons})")
         groups, refused = self.permute(patterns, stats)
         # Moments were taken before the channels moved; order of the calls and BatchNorms stay.
-        pruned = copy.deepcopy(self.dense)
-        trail = LogitTrail(self.dense, self.batches, self.recipe.certify_samples)
-        results = self.prune_layers(pruned, patterns, stats, trail)
+        pruned, results, trail = self.prune_layers(patterns, stats)
         plan = self.write_plan(groups, refused, results, stats)
         masks = {name: from_matrix(result.mask, result.plan.shape) for name, result in results.items()}
         save_model(self.dense, {}, self.folder.path / "dense.safetensors")
@@ -204,8 +178,11 @@ class _Stages:
         )
         return PruneRun(load(path, self.dense, which="model"), path, report, self.folder)
 
+    def found(self) -> LayerInventory:
+        return inventory(self.dense, skip=self.recipe.skip, named=self.recipe.asked_for)
+
     def calibrate(self) -> CalibrationStats:
-        names = [layer.name for layer in inventory(self.dense, skip=self.recipe.skip).prunable()]
+        names = [layer.name for layer in self.found().prunable()]
         with progress_bar(self.progress, "calibrate", 1) as advance:
             stats = calibrate(self.dense, names, self.batches, positions=self.recipe.positions, seed=self.seed)
             advance(f"{len(stats)} layers")
@@ -214,7 +191,7 @@ class _Stages:
 
     def inventory(self, stats: CalibrationStats) -> Record:
         """Layers whose inputs could not be observed are left alone too."""
-        found = inventory(self.dense, skip=self.recipe.skip)
+        found = self.found()
         layers = tuple(
             dataclasses.replace(layer, prunable=False, permutable=False, reason=stats.refused[layer.name])
             if layer.prunable and layer.name in stats.refused
@@ -297,11 +274,25 @@ class _Stages:
         return groups, refused
 
     def prune_layers(
-        self, pruned: nn.Module, patterns: dict[str, Pattern], stats: CalibrationStats, trail: LogitTrail
-    ) -> dict[str, Pruned]:
-        walk = Walk(self.dense, pruned, patterns, stats, self.batches, self.recipe, seed=self.seed)
-        trail.follow(pruned.eval(), walk.segments, walk.stages)
-        number = {name: index for index, name in enumerate(walk.order)}
+        self, patterns: dict[str, Pattern], stats: CalibrationStats
+    ) -> tuple[nn.Module, dict[str, Pruned], LogitTrail]:
+        """By segments; again by whole passes, from the start, if the pruned model is no chain of them."""
+        if self.folder.kept(WHOLE) is None:
+            try:
+                return self.prune_once(patterns, stats, whole=False)
+            except Unsound:
+                write_text(self.folder.path / WHOLE, "{}")
+                self.folder.vouch(WHOLE)
+        return self.prune_once(patterns, stats, whole=True)
+
+    def prune_once(
+        self, patterns: dict[str, Pattern], stats: CalibrationStats, *, whole: bool
+    ) -> tuple[nn.Module, dict[str, Pruned], LogitTrail]:
+        pruned = copy.deepcopy(self.dense).eval()
+        trail = LogitTrail(self.dense, self.batches, self.recipe.certify_samples)
+        walk = Walk(self.dense, pruned, patterns, stats, self.batches, self.recipe, seed=self.seed, whole=whole)
+        trail.follow(pruned, walk.segments, walk.stages)
+        number = {name: index + whole * len(walk.order) for index, name in enumerate(walk.order)}
 
         def stored(name: str) -> Pruned | None:
             if (found := self.folder.stored_layer(number[name])) is None:
@@ -320,7 +311,9 @@ class _Stages:
                 trail.step(name, pruned)
                 advance(name)
 
-            return prune_layers(walk, stored=stored, finished=finished)
+            results = prune_layers(walk, stored=stored, finished=finished)
+        settle(trail, walk)
+        return pruned, results, trail
 
     def write_plan(
         self,

@@ -15,7 +15,16 @@ from torch import nn
 
 from mpcore.certify import certify
 from mpcore.checkpoint import open_weights, sha256
-from mpcore.folder import MANIFEST, OF_DISTILLATION, check_sealed, lock, renew_manifest, sweep
+from mpcore.folder import (
+    MANIFEST,
+    OF_DISTILLATION,
+    check_sealed,
+    lock,
+    refuse_checkpoint,
+    renew_manifest,
+    sweep,
+    unfinished,
+)
 from mpcore.models.batches import digest, materialise
 from mpcore.models.certificate import LogitTrail
 from mpcore.models.distill import DistillRun, DistillSettings, train_student
@@ -23,7 +32,7 @@ from mpcore.models.evaluate import evaluate
 from mpcore.models.export import load, save_model
 from mpcore.models.memory import memory_kept
 from mpcore.models.processes import Processes
-from mpcore.pipeline import PruneRun
+from mpcore.prunerun import PruneRun
 from mpcore.records import EvalTable, Manifest
 
 
@@ -44,8 +53,9 @@ def distill(
     """Let the pruned model learn the dense one's answers; its masks are held at every step.
 
     Writes student.safetensors, train.jsonl and certificate-student.json (measured on the first training samples) into
-    the run's folder and renews eval.json and manifest.json. The same call resumes an interrupted training; in
-    the processes that ``accelerate launch`` or ``torchrun`` started it is one training that they share.
+    the run's folder and, with ``evaluation``, renews eval.json; manifest.json comes last. The same call resumes an
+    interrupted training, and takes a finished one as it ended; in the processes that ``accelerate launch`` or
+    ``torchrun`` started it is one training that they share.
 
     Args:
         run: a PruneRun, or the folder of one.
@@ -53,21 +63,23 @@ def distill(
         model: a module of the same architecture, where the manifest does not say how to build one.
         teacher: frozen; the run's dense model if None.
         evaluation: labelled batches on which dense, pruned and distilled model are compared.
-        epochs: passes over ``train``.
+        epochs: passes over ``train``. More epochs are another training, whose learning rate falls more slowly: they
+            want ``resume=False``.
         seed: of everything random.
-        resume: take up an interrupted training; False starts again.
+        resume: take up an interrupted training; False starts again from the pruned model and replaces the student.
         progress: a bar on stderr.
         settings: further fields of :class:`mpcore.models.distill.DistillSettings`, such as ``lr`` or ``optimizer``.
 
     Raises:
-        ValueError: if the folder holds no finished run, one whose files have changed since, or another process at
-            work, or if a setting is out of range.
+        ValueError: if the folder holds no finished run, one of a checkpoint without its model, one whose files have
+            changed since, another training or another process at work, or if a setting is out of range.
         mpcore.ConvergenceError: if the loss is no longer finite.
     """
     chosen = DistillSettings(epochs=epochs, seed=seed, **settings)
     folder, shape = (run.folder, run.model) if isinstance(run, PruneRun) else (Path(run), model)
     if not (folder / MANIFEST).exists():
-        raise ValueError(f"{folder}: no finished run to distil (manifest.json is missing)")
+        raise ValueError(unfinished(folder, " to distil"))
+    refuse_checkpoint(folder, "distillation")
     held_out = None if evaluation is None else materialise(evaluation, "evaluation")
     processes = Processes.find()
     unlock = lock(folder) if processes.main else None

@@ -89,6 +89,14 @@ def test_a_key_that_matches_nothing_is_named():
         from_table([linear("a", 4, 16)], {"a": "4:4"})
 
 
+def test_a_full_name_of_a_layer_that_stays_dense_is_refused_and_a_glob_is_not():
+    layers = [linear("a", 4, 16), linear("fc", 4, 16, prunable=False, reason="classifier head")]
+    with pytest.raises(ValueError, match="pattern table: 'fc' has to stay dense: classifier head"):
+        from_table(layers, {"*": "2:4", "fc": "1:4"})
+    for table in ({"*": "2:4"}, {"*": "2:4", "fc": "dense"}):
+        assert from_table(layers, table).layers[1].pattern is None
+
+
 # SEB
 
 

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from nets import TinyConvNet, images, tiny_vit
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+import mpcore
 from mpcore.models.apply import as_matrix, from_matrix
 from mpcore.models.calibrate import calibrate, input_rows
-from mpcore.models.segments import Path, find_segments
+from mpcore.models.proof import find_segments
+from mpcore.models.segments import Path
 
 EVERYTHING = 10**6
 
@@ -69,6 +71,152 @@ def test_the_batchnorm_behind_a_convolution_is_found():
     assert stats.norms == {"blocks.0._expand_conv": "blocks.0._bn0", "tail.0": "tail.1"}
 
 
+class Normed(nn.Module):
+    """A convolution without a bias and BatchNorms that see it, or seem to."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.relu = how, nn.ReLU(inplace=how == "in place")
+        self.stem, self.conv, self.other = (nn.Conv2d(c, 16, 3, padding=1, bias=False) for c in (3, 16, 16))
+        self.norm, self.second = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 5)
+        for norm in (self.norm, self.second):
+            norm.running_mean.normal_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        if self.how == "one conv, two norms":
+            x = self.norm(self.conv(x)) + self.second(self.conv(-x))
+        elif self.how == "two convs, one norm":
+            x = self.norm(self.conv(x)) + self.norm(self.other(x))
+        elif self.how == "now and then" and bool(x.mean() > 0.3):
+            x = self.conv(x)
+        elif self.how == "by keyword":
+            x = self.norm(input=self.conv(input=x))
+        elif self.how in ("in place", "out of place"):
+            x = self.norm(self.relu(self.conv(x)))
+        else:
+            x = self.norm(self.conv(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("how", "norms"),
+    [
+        ("each once", {"conv": "norm"}),
+        ("by keyword", {"conv": "norm"}),
+        ("in place", {}),
+        ("out of place", {}),
+        ("one conv, two norms", {}),
+        ("two convs, one norm", {}),
+        ("now and then", {}),
+    ],
+)
+def test_a_batchnorm_counts_only_where_it_and_one_layer_meet_once_in_every_pass(how, norms):
+    batches = [images(4), 30 * images(4, seed=2)]
+    assert calibrate(Normed(how).eval(), ["conv", "other"], batches).norms == norms
+    with torch.inference_mode():
+        assert calibrate(Normed(how).eval(), ["conv", "other"], batches).norms == norms
+
+
+def test_a_relu_in_place_before_a_batchnorm_changes_nothing():
+    def eta(how):
+        recipe = mpcore.Recipe(permute=False, certify_samples=8)
+        run = mpcore.prune(Normed(how).eval(), recipe, calibration=[images(32)], progress=False)
+        assert torch.equal(run.model.norm.running_mean, Normed(how).norm.running_mean)
+        return run.report.certificate.eta
+
+    assert eta("in place") == eta("out of place")
+
+
+class Fed(nn.Module):
+    """A layer that is given its input in an unusual way."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.query = how, nn.Parameter(torch.randn(1, 3, 8))
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "view of a parameter":
+            return self.second(self.first(self.query.expand(len(x), -1, -1)).mean(1) + x)
+        return self.second(input=self.first(input=x))
+
+
+@pytest.mark.parametrize("how", ["view of a parameter", "by keyword"])
+def test_a_layer_is_observed_however_it_is_fed(how):
+    stats = calibrate(Fed(how), ["first", "second"], [torch.randn(6, 8)])
+    assert list(stats) == ["first", "second"]
+    assert not stats.refused
+
+
+class Takes(nn.Linear):
+    def forward(self, *, scale=1.0):
+        return super().forward(torch.ones(2, 4) * scale)
+
+
+def test_a_layer_that_is_given_no_tensor_is_refused():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Takes(4, 2)
+
+        def forward(self, _: Tensor) -> Tensor:
+            return self.layer(scale=2.0)
+
+    assert calibrate(Net(), ["layer"], [torch.zeros(2, 4)]).refused == {"layer": "it is called without a tensor"}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused_with_what_to_do():
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+
+    class Padded(nn.Module):
+        def __init__(self, **options: bool) -> None:
+            super().__init__()
+            self.encoder = nn.TransformerEncoder(layer, 1, **options)
+
+        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+            return self.encoder(x, src_key_padding_mask=padding).mean(1)
+
+    batch = {"x": torch.randn(4, 6, 16), "padding": torch.arange(6).expand(4, 6) > 3}
+    name = "encoder.layers.0.linear1"
+    with pytest.raises(ValueError, match=rf"layer {name}: is fed a nested tensor.* enable_nested_tensor=False"):
+        calibrate(Padded(), [name], [batch])
+    assert list(calibrate(Padded(enable_nested_tensor=False), [name], [batch])) == [name]
+
+
+class Answers(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.layer = how, nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> object:
+        y = self.layer(x)
+        return {"one number": y.sum(-1), "scalar": y.sum(), "dict": {"out": y, "aux": y}, "empty": ()}[self.how]
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("one number", ValueError, r"batch 0 has the shape \(6,\), wanted logits \(samples, classes\); .*stack"),
+        ("scalar", ValueError, r"calibration batch 0 has the shape \(\), wanted logits \(samples, classes\)"),
+        ("dict", TypeError, "its output is a dict with the keys 'out', 'aux', wanted a tensor of logits"),
+        ("empty", TypeError, "its output is a tuple, wanted a tensor of logits"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_refused_at_once(how, error, message):
+    with pytest.raises(error, match=message):
+        calibrate(Answers(how), ["layer"], [torch.randn(6, 8)])
+
+
+def test_integer_images_are_refused_with_what_is_wanted():
+    batches = [torch.zeros(2, 3, 16, 16, dtype=torch.uint8)]
+    with pytest.raises(ValueError, match=r"batch 0 is a torch\.uint8 tensor .* images are wanted as floating-point"):
+        calibrate(TinyConvNet(), ["tail.0"], batches)
+
+
 class SamePadding(nn.Conv2d):
     def forward(self, x):
         return super().forward(functional.pad(x, (0, 1, 0, 1)))
@@ -100,8 +248,8 @@ def test_rows_by_segments_equal_rows_of_whole_forward_passes(build, channels, si
     names = [name for name, module in net.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     names = [name for name in names if getattr(net.get_submodule(name), "groups", 1) == 1]
     stats = calibrate(net, names, batches, positions=EVERYTHING)
-    segments = find_segments(net, names, batches[0])
-    assert segments == ["blocks.0", "blocks.1"]
+    segments = find_segments(net, names, batches)
+    assert segments == ("blocks.0", "blocks.1")
     path, order = Path(net, segments, batches), list(stats)
     assert torch.equal(path.output(1), net(batches[1]))
     for name in order:
@@ -121,7 +269,7 @@ def test_a_segment_run_ahead_gives_the_rows_and_outputs_of_one_run_per_layer(bui
     net, batches = build(), [images(3, channels=channels, size=size, seed=s) for s in (1, 2)]
     names = [name for name, module in net.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     names = [name for name in names if getattr(net.get_submodule(name), "groups", 1) == 1]
-    segments, settings = find_segments(net, names, batches[0]), {"positions": 5, "seed": 7}
+    segments, settings = find_segments(net, names, batches), {"positions": 5, "seed": 7}
     plain, ahead = Path(net, segments, batches), Path(net, segments, batches)
     for segment in segments:
         plain.advance()
@@ -148,4 +296,4 @@ class SkipsABlock(nn.Module):
 
 
 def test_blocks_that_are_read_around_are_no_segments():
-    assert find_segments(SkipsABlock(), ["blocks.0.0", "blocks.1.0"], torch.randn(2, 4)) == []
+    assert not find_segments(SkipsABlock(), ["blocks.0.0", "blocks.1.0"], [torch.randn(2, 4)])

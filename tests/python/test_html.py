@@ -16,7 +16,7 @@ from torch import nn
 import mpcore
 from mpcore import html
 from mpcore.models.distill import DistillRun
-from mpcore.pipeline import PruneRun
+from mpcore.prunerun import PruneRun
 from mpcore.records import EvalTable
 
 VOID = {"path", "rect", "use", "br"}

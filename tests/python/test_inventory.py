@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import copy
+import re
+
 import pytest
 import torch
 from nets import TinyConvNet, tiny_vit
 from torch import nn
+from torch.nn.utils import prune
 
-from mpcore.models.inventory import inventory
+from mpcore.models import plans
+from mpcore.models.inventory import check_copyable, inventory
 
 
 def test_every_linear_and_conv_is_listed_with_a_reason_if_left_alone():
@@ -48,6 +53,57 @@ def test_parametrised_weights_are_left_alone():
 def test_skip_takes_globs_and_says_which_matched():
     layer = inventory(tiny_vit(), skip=["blocks.0.*"])["blocks.0.attn.qkv"]
     assert layer.reason == "matches skip = 'blocks.0.*'"
+
+
+def test_a_glob_of_skip_that_matches_nothing_and_a_bare_string_are_refused():
+    with pytest.raises(ValueError, match=r"skip: 'block\.\*' matches no layer; the first are patch_embed\.proj, "):
+        inventory(tiny_vit(), skip=["block.*"])
+    with pytest.raises(TypeError, match=r"skip: 'head' is a string, wanted a sequence of globs: \('head',\)"):
+        inventory(tiny_vit(), skip="head")
+
+
+def test_a_head_or_stem_that_is_asked_for_by_name_is_prunable():
+    found = inventory(TinyConvNet(), named=("*", "fc", "stem", "blocks.0._depthwise_conv"))
+    assert (found["fc"].role, found["fc"].prunable) == ("head", True)
+    assert (found["stem"].role, found["stem"].prunable) == ("stem", True)
+    assert not found["blocks.0._depthwise_conv"].prunable
+
+
+@pytest.mark.parametrize(
+    ("wrap", "remedy"),
+    [
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "prune.remove(layer, 'weight')"),
+        (torch.nn.utils.spectral_norm, "remove_spectral_norm(layer, 'weight')"),
+        (torch.nn.utils.weight_norm, "remove_weight_norm(layer, 'weight')"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_a_hook_computes_are_left_alone_with_what_to_do(wrap, remedy):
+    net = nn.Sequential(nn.Linear(8, 8), wrap(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 8))
+    net(torch.zeros(2, 8))
+    told = f"its weight is computed by a hook; call torch.nn.utils.{remedy} first"
+    assert inventory(net)["1"].reason == told
+    assert [group.consumers for group in plans.find(net)] == []
+    assert [group.consumers for group in plans.at_run_time(net, ())] == [("0",), ("3",)]
+    with pytest.raises(ValueError, match=re.escape(f"layer 1: {told}")):
+        check_copyable(net)
+    with torch.no_grad():  # the weight is then no part of a graph
+        net(torch.zeros(2, 8))
+    check_copyable(net)
+    copy.deepcopy(net)
+
+
+def test_a_module_that_keeps_an_activation_is_named():
+    class Keeps(nn.Sequential):
+        def forward(self, x):
+            self.kept = super().forward(x)
+            return self.kept
+
+    net = nn.Sequential(Keeps(nn.Linear(4, 4)))
+    check_copyable(net)
+    net(torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="module '0': its attribute 'kept' is part of an autograd graph"):
+        check_copyable(net)
 
 
 def test_a_model_without_layers_is_refused():

@@ -194,6 +194,8 @@ class Odd(nn.Module):
             hidden = -hidden
         elif self.how == "write":
             hidden[:, 2].mul_(3)
+        elif self.how == "eye":
+            hidden = hidden @ torch.eye(8)
         elif self.how == "output":
             return torch.cat([hidden, self.second(hidden)], 1)
         return self.second(hidden)
@@ -209,6 +211,7 @@ class Odd(nn.Module):
         ("data", "torch.export cannot follow the network"),
         ("write", "an axis that is indexed"),
         ("output", "an axis that is concatenated"),
+        ("eye", "a constant made in the forward pass"),
     ],
 )
 def test_what_the_trace_cannot_prove_is_refused_with_a_reason(how, reason):
@@ -270,7 +273,8 @@ def test_only_networks_without_a_template_are_traced_by_default():
     groups, refused = find_groups(Odd("plain").eval(), torch.zeros(2, 4), mpcore.Recipe())
     assert [group.consumers for group in groups] == [("second",)]
     assert refused == {"first": "an input of the network"}
-    assert find_groups(tiny_vit(), torch.zeros(1), mpcore.Recipe()) == (plans.find(tiny_vit()), {})
+    sample = images(2, channels=1, size=8)
+    assert find_groups(tiny_vit(), sample, mpcore.Recipe()) == (plans.find(tiny_vit()), {})
 
 
 def test_a_network_with_permuted_streams_reloads_in_a_fresh_process(tmp_path):

@@ -30,11 +30,23 @@ def test_a_toml_file_is_a_recipe(tmp_path):
         ({"permute": 1}, "permute = 1 is not a bool"),
         ({"permute": "all"}, "permute = 'all' is not true, false, 'residual', 'gather' or 'interleave'"),
         ({"skip": "head"}, "skip = 'head' is not a tuple"),
+        ({"candidates": "2:4"}, "candidates = '2:4' is not a tuple"),
     ],
 )
 def test_a_bad_field_is_refused_by_name(fields, message):
     with pytest.raises(ValueError, match=message):
         Recipe.from_dict(fields)
+
+
+@pytest.mark.parametrize("name", ["skip", "candidates"])
+def test_a_string_is_not_taken_for_its_letters(name):
+    with pytest.raises(ValueError, match=rf"{name} = '2:4' is a string, wanted a tuple of strings: \('2:4',\)"):
+        Recipe(**{name: "2:4"})
+
+
+def test_a_table_asks_for_the_layers_that_it_gives_a_pattern():
+    assert Recipe(pattern={"*": "2:4", "fc": "1:4", "stem": "dense"}).asked_for == ("*", "fc")
+    assert Recipe().asked_for == ()
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -19,7 +19,7 @@ from mpcore.models.distill import DistillRun
 from mpcore.models.hf import load_pretrained, save_pretrained
 from mpcore.models.macs import macs
 from mpcore.models.onnx_file import to_onnx
-from mpcore.pipeline import PruneRun
+from mpcore.prunerun import PruneRun
 from mpcore.records import (
     Budget,
     Certificate,

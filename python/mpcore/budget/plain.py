@@ -30,7 +30,7 @@ def from_table(layers: Sequence[LayerInfo], table: Mapping[str, str | Pattern]) 
     ``"dense"`` as a pattern leaves the matching layers alone; so does no entry at all.
 
     Raises:
-        ValueError: if a pattern is none, or a key matches no layer.
+        ValueError: if a pattern is none, a key matches no layer, or is the full name of one that is not pruned.
 
     Example:
         >>> fc = LayerInfo("fc", "linear", (8, 16), "linear", prunable=True, permutable=False)
@@ -41,6 +41,9 @@ def from_table(layers: Sequence[LayerInfo], table: Mapping[str, str | Pattern]) 
     for key in patterns:
         if not any(fnmatch.fnmatchcase(layer.name, key) for layer in layers):
             raise ValueError(f"pattern table: {key!r} matches no layer; the first are {_some_names(layers)}")
+    for layer in layers:
+        if patterns.get(layer.name) is not None and not layer.prunable:
+            raise ValueError(f"pattern table: {layer.name!r} has to stay dense: {layer.reason or 'not prunable'}")
     return collect("table", layers, [_look_up(layer, patterns) for layer in layers])
 
 

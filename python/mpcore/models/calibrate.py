@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpcore.models.apply import Matrix, as_matrix
-from mpcore.models.batches import forward, place, split
+from mpcore.models.batches import check_logits, forward, layer_input, place, split
 
 Layer = nn.Linear | nn.Conv2d
 TOLERANCE = 1e-3
@@ -33,7 +35,8 @@ class Moments:
 class CalibrationStats(Mapping[str, Moments]):
     """Moments by layer name, in the order the layers are called.
 
-    ``norms`` names the BatchNorm that reads a layer's output directly; ``refused`` says why a layer has no moments.
+    ``norms`` names the BatchNorm that reads a layer's output directly, where in every forward pass the one is called
+    once and the other once; ``refused`` says why a layer has no moments.
     """
 
     moments: dict[str, Moments]
@@ -86,6 +89,7 @@ def input_rows(module: Layer, inputs: Tensor, positions: int, seed: int) -> tupl
     A convolution gives at most ``positions`` random output positions of each image, the same for every image of the
     batch; so does a Linear on a map (N, H, W, C). ``None`` for the positions means all, in order.
     """
+    inputs = inputs.detach()  # a layer may be fed a view of a parameter
     if isinstance(module, nn.Linear):
         tokens = (
             inputs.reshape(len(inputs), -1, inputs.shape[-1])
@@ -116,7 +120,6 @@ def _choose(length: int, positions: int, seed: int) -> Tensor | None:
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed))[:positions]
 
 
-@torch.inference_mode()
 def calibrate(
     model: nn.Module,
     names: Sequence[str],
@@ -138,13 +141,34 @@ def calibrate(
         positions: cap on the positions of a map, per image.
         seed: of the choice of positions.
         gram: keep the whole E x x', columns^2 float64 per layer.
+
+    Raises:
+        ValueError: for a batch that the model cannot read or answers with no logits, or a nested tensor.
     """
     collector = _Collector(model, names, positions=positions, gram=gram)
-    with collector:
+    # Not in inference mode: its tensors do not count their versions.
+    with torch.inference_mode(mode=False), torch.no_grad(), collector:
         for index, batch in enumerate(batches):
-            collector.seed = batch_seed(seed, index)
-            forward(model, place(split(batch)[0], model))
+            collector.begin(batch_seed(seed, index))
+            where, inputs = f"calibration batch {index}", place(split(batch)[0], model)
+            with _explained(inputs, where):
+                logits = forward(model, inputs)
+            check_logits(logits, where)
     return collector.stats()
+
+
+@contextmanager
+def _explained(inputs: Any, where: str) -> Iterator[None]:
+    """Within the block, an error of torch says so if it comes from integers where real numbers are wanted."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(inputs, Tensor) or inputs.is_floating_point() or "type" not in str(error):
+            raise
+        raise ValueError(
+            f"{where} is a {inputs.dtype} tensor of shape {tuple(inputs.shape)}, which the model cannot read "
+            f"({error}); images are wanted as floating-point numbers, in the dtype of the model"
+        ) from error
 
 
 def batch_seed(seed: int, index: int) -> int:
@@ -157,11 +181,12 @@ class _Collector:
 
     def __init__(self, model: nn.Module, names: Sequence[str], *, positions: int, gram: bool) -> None:
         self.model, self.names, self.positions, self.gram = model, names, positions, gram
-        self.seed = 0
+        self.seed = self.passes = 0
         self.sums: dict[str, Accumulator] = {}
-        self.norms: dict[str, str] = {}
         self.refused: dict[str, str] = {}
-        self._last: tuple[str, Any] = ("", None)
+        self._calls: Counter[str] = Counter()
+        self._meetings: Counter[tuple[str, str]] = Counter()
+        self._last: tuple[str, Any, int] = ("", None, -1)  # layer, its output, the version of that
         self._handles: list[Any] = []
         self._training = model.training
 
@@ -169,42 +194,73 @@ class _Collector:
         self.model.eval()
         for name, module in self.model.named_modules():
             if name in self.names:
-                self._handles.append(module.register_forward_hook(self._layer_hook(name)))
+                self._handles.append(module.register_forward_hook(self._layer_hook(name), with_kwargs=True))
             elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.running_mean is not None:
-                self._handles.append(module.register_forward_pre_hook(self._norm_hook(name)))
+                self._handles.append(module.register_forward_pre_hook(self._norm_hook(name), with_kwargs=True))
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
+        self._last = ("", None, -1)
         self.model.train(self._training)
 
+    def begin(self, seed: int) -> None:
+        """A forward pass follows, of which the positions are drawn by ``seed``."""
+        self.seed, self.passes, self._last = seed, self.passes + 1, ("", None, -1)
+
     def _layer_hook(self, name: str) -> Any:
-        def hook(module: Layer, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self._last = (name, output)
-            if name in self.refused:
-                return
-            rows, chosen = input_rows(module, args[0], self.positions, self.seed)
-            if name not in self.sums:
-                if not _is_linear(module, rows, output, chosen):
-                    self.refused[name] = "its output is not W x + b of its input (a forward method of its own)"
-                    return
-                self.sums[name] = Accumulator(rows.shape[1], gram=self.gram)
-            self.sums[name].add(rows)
+        def hook(module: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            self._calls[name] += 1
+            self._last = (name, output, _version(output))
+            if name not in self.refused:
+                self._take_in(name, module, args, kwargs, output)
 
         return hook
 
+    def _take_in(self, name: str, module: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Add one call to the moments of a layer, or refuse the layer."""
+        try:
+            inputs = layer_input(args, kwargs)
+        except TypeError as error:
+            self.refused[name] = f"it is {error}"
+            return
+        if inputs.is_nested:
+            raise ValueError(
+                f"layer {name}: is fed a nested tensor, as nn.TransformerEncoder makes of padded samples; build the "
+                "encoder with enable_nested_tensor=False, or set its attribute use_nested_tensor = False"
+            )
+        rows, chosen = input_rows(module, inputs, self.positions, self.seed)
+        if name not in self.sums:
+            if not _is_linear(module, rows, output, chosen):
+                self.refused[name] = "its output is not W x + b of its input (a forward method of its own)"
+                return
+            self.sums[name] = Accumulator(rows.shape[1], gram=self.gram)
+        self.sums[name].add(rows)
+
     def _norm_hook(self, norm: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            name, output = self._last
-            if args and args[0] is output:
-                self.norms[name] = norm
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._calls[norm] += 1
+            name, output, version = self._last
+            # What works in place returns the same tensor, of a later version.
+            if version >= 0 and layer_input(args, kwargs) is output and _version(output) == version:
+                self._meetings[name, norm] += 1
 
         return hook
 
     def stats(self) -> CalibrationStats:
         moments = {name: total.moments() for name, total in self.sums.items()}
         silent = {name: "never called on the calibration data" for name in self.names if name not in moments}
-        return CalibrationStats(moments, self.norms, {**silent, **self.refused})
+        norms = {
+            name: norm
+            for (name, norm), times in self._meetings.items()
+            if times == self._calls[name] == self._calls[norm] == self.passes
+        }
+        return CalibrationStats(moments, norms, {**silent, **self.refused})
+
+
+def _version(output: Any) -> int:
+    """How often a tensor has been written to; -1 where torch does not count it."""
+    return output._version if isinstance(output, Tensor) and not output.is_inference() else -1
 
 
 def _is_linear(module: Layer, rows: Tensor, output: Tensor, chosen: Tensor | None) -> bool:

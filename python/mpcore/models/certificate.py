@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpcore.models.apply import Matrix
-from mpcore.models.batches import first, forward, place, size, split
+from mpcore.models.batches import check_logits, first, forward, place, size, split
 from mpcore.models.segments import Path
 
 
@@ -30,12 +30,17 @@ class LogitTrail:
 
     @torch.inference_mode()
     def logits(self, model: nn.Module) -> Matrix:
-        """Float64 logits (samples, classes), the model in evaluation mode."""
+        """Float64 logits (samples, classes), the model in evaluation mode.
+
+        Raises:
+            ValueError: naming the batch, if an output is no matrix or has other classes than those before.
+        """
         training = model.training
         model.eval()
-        parts = [forward(model, place(inputs, model)).double().cpu() for inputs, _ in self.batches]
-        model.train(training)
-        return torch.cat(parts).numpy()
+        try:
+            return _joined(forward(model, place(inputs, model)) for inputs, _ in self.batches)
+        finally:
+            model.train(training)
 
     def step(self, name: str, model: nn.Module) -> Matrix:
         """Largest logit change of every sample since the last step; remembered under ``name``, a layer's or another."""
@@ -51,7 +56,7 @@ class LogitTrail:
         path, stages = self._walk
         while path.stage < stages[name]:
             path.advance()
-        return torch.cat([path.output(index).double().cpu() for index in range(len(self.batches))]).numpy()
+        return _joined(path.output(index) for index in range(len(self.batches)))
 
     @property
     def labels(self) -> Matrix | None:
@@ -60,6 +65,15 @@ class LogitTrail:
         if any(target is None for target in targets):
             return None
         return torch.cat([target for target in targets if target is not None]).cpu().numpy()
+
+
+def _joined(outputs: Iterable[Tensor]) -> Matrix:
+    """The outputs for the calibration batches as one float64 matrix."""
+    parts: list[Tensor] = []
+    for index, output in enumerate(outputs):
+        classes = parts[0].shape[1] if parts else None
+        parts.append(check_logits(output, f"calibration batch {index}", classes=classes).double().cpu())
+    return torch.cat(parts).numpy()
 
 
 def _head(batches: Sequence[Any], samples: int) -> list[tuple[Any, Tensor | None]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +44,7 @@ def evaluate(
         per sample without a teacher; ``top5`` is None too where there are five classes or fewer.
 
     Raises:
-        TypeError: if ``data`` is not an iterable of batches.
+        TypeError: if ``model`` or ``teacher`` is no module, or ``data`` not an iterable of batches.
         ValueError: for no data, logits that are NaN, infinite or not (n, classes), targets that are no class numbers,
             or targets in some batches only. The message names model and batch.
 
@@ -53,6 +54,9 @@ def evaluate(
         >>> report.n, report.agreement, report.kl
         (50, 1.0, 0.0)
     """
+    check_module(model, "model")
+    if teacher is not None:
+        check_module(teacher, "teacher")
     sums = _Sums(name, compares=teacher is not None)
     models = (model,) if teacher is None or teacher is model else (model, teacher)
     with eval_mode(*models), progress_bar(progress, f"evaluate {name}", _length(data)) as advance:
@@ -86,6 +90,21 @@ def logits(model: nn.Module, data: Iterable[Any]) -> tuple[np.ndarray[Any, Any],
         raise ValueError("data: no batches")
     known = [label for label in labels if label is not None]
     return torch.cat(found).numpy(), torch.cat(known).cpu().numpy() if known else None
+
+
+def check_module(model: object, name: str) -> None:
+    """Raise a TypeError that says what to pass, if ``model`` is no torch.nn.Module; ``name`` is the argument's."""
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(getattr(model, "model", None), nn.Module):
+        hint = "pass its .model"
+    elif isinstance(model, (str, os.PathLike)):
+        hint = "pass the module itself; mpcore.load(folder) or mpcore.load(folder, module) reads that of a run folder"
+    elif isinstance(model, Mapping):
+        hint = "build the module and give it these weights with load_state_dict"
+    else:
+        hint = "pass the module itself"
+    raise TypeError(f"{name}: a {type(model).__name__}, wanted a torch.nn.Module; {hint}")
 
 
 @contextmanager

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from fnmatch import fnmatch
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
 
-from torch import nn
-from torch.nn.utils import parametrize
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from mpcore.models import plans
 from mpcore.records import LayerInfo, LayerInventory
 from mpcore.roles import HEADS
 
 
-def inventory(model: nn.Module, *, skip: Sequence[str] = ()) -> LayerInventory:
+def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[str] = ()) -> LayerInventory:
     """List every Linear and Conv2d of ``model`` in the order of ``named_modules()``.
 
     Depthwise and grouped convolutions, classifier heads, layers with shared or parametrised weights, layers that
     nn.MultiheadAttention reads without calling them and layers that match a glob of ``skip`` are left alone;
     ``reason`` says which it is. Whether the columns fit a pattern is the budget's business.
 
+    Args:
+        model: left untouched.
+        skip: globs over layer names.
+        named: layers that are asked for by their full names: being a classifier head or a stem does not hold them back.
+
     Raises:
-        TypeError: if ``model`` is not an nn.Module.
-        ValueError: if it holds no Linear and no Conv2d.
+        TypeError: if ``model`` is not an nn.Module, or ``skip`` is one string.
+        ValueError: if it holds no Linear and no Conv2d, or a glob of ``skip`` matches none.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: {type(model).__name__} is not a torch.nn.Module")
+    if isinstance(skip, str):
+        raise TypeError(f"skip: {skip!r} is a string, wanted a sequence of globs: ({skip!r},)")
     shared = _shared_weights(model)
     permutable = {name for group in plans.find(model) for name in group.consumers}
     modules = dict(model.named_modules())
@@ -35,7 +44,7 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = ()) -> LayerInventory:
         if not isinstance(module, (nn.Linear, nn.Conv2d)):
             continue
         parent = modules.get(name.rpartition(".")[0])
-        reason = _why_not(name, module, parent, shared, skip)
+        reason = _why_not(name, module, parent, shared, skip, named)
         layers.append(
             LayerInfo(
                 name=name,
@@ -50,7 +59,40 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = ()) -> LayerInventory:
         )
     if not layers:
         raise ValueError(f"model: {type(model).__name__} has no Linear and no Conv2d")
+    for glob in skip:
+        if not any(fnmatchcase(layer.name, glob) for layer in layers):
+            names = ", ".join(layer.name for layer in layers[:5])
+            raise ValueError(f"skip: {glob!r} matches no layer; the first are {names}")
     return LayerInventory(tuple(layers), sum(parameter.numel() for parameter in model.parameters()))
+
+
+def check_copyable(model: nn.Module) -> None:
+    """Refuse a model that cannot be copied, and say which module is in the way and what to do about it.
+
+    Raises:
+        ValueError: if a module holds a tensor that autograd computed, such as a weight that a hook sets.
+    """
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if not isinstance(value, Tensor) or value.is_leaf:
+                continue
+            if remedy := _remedy(module):
+                raise ValueError(f"layer {name}: its {key} is computed by a hook; {remedy}")
+            raise ValueError(
+                f"module {name!r}: its attribute {key!r} is part of an autograd graph, so the model cannot be copied; "
+                f"delete it, or keep {key}.detach()"
+            )
+
+
+def _remedy(module: nn.Module) -> str:
+    """What makes a weight that a hook of torch.nn.utils computes a plain parameter; empty where none does."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, prune.BasePruningMethod):
+            return f"call torch.nn.utils.prune.remove(layer, {hook._tensor_name!r}) first"
+        for kind, function in ((SpectralNorm, "remove_spectral_norm"), (WeightNorm, "remove_weight_norm")):
+            if isinstance(hook, kind):
+                return f"call torch.nn.utils.{function}(layer, {hook.name!r}) first"
+    return ""
 
 
 def _role(name: str, module: nn.Linear | nn.Conv2d) -> str:
@@ -68,26 +110,34 @@ def _role(name: str, module: nn.Linear | nn.Conv2d) -> str:
 
 
 def _why_not(
-    name: str, module: nn.Linear | nn.Conv2d, parent: nn.Module | None, shared: dict[str, str], skip: Sequence[str]
+    name: str,
+    module: nn.Linear | nn.Conv2d,
+    parent: nn.Module | None,
+    shared: dict[str, str],
+    skip: Sequence[str],
+    named: Collection[str],
 ) -> str:
     """Why a layer is left alone, in words; empty if it is not."""
     role = _role(name, module)
-    if glob := next((glob for glob in skip if fnmatch(name, glob)), None):
+    if glob := next((glob for glob in skip if fnmatchcase(name, glob)), None):
         return f"matches skip = {glob!r}"
     if isinstance(module.weight, nn.parameter.UninitializedParameter):
         return "its weight has no shape yet (lazy module)"
-    if role == "head":
+    if role == "head" and name not in named:
         return "classifier head"
     if role == "depthwise":
         return "depthwise: each output sees one input channel"
     if role == "grouped":
         return f"grouped convolution (groups = {module.groups})"
-    if role == "stem":
+    if role == "stem" and name not in named:
         return f"stem: only {module.in_channels} input channels"
     if name in shared:
         return f"its weight is shared with {shared[name]}"
-    if parametrize.is_parametrized(module) or hasattr(module, "weight_g"):
+    if parametrize.is_parametrized(module):
         return "its weight is parametrised"
+    if not plans.plain(module):
+        remedy = _remedy(module)
+        return "its weight is computed by a hook" + (f"; {remedy}" if remedy else "")
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads the weight without calling the layer, so its inputs cannot be observed"
     if not module.weight.is_floating_point():

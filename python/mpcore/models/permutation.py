@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mpcore.models import plans
 from mpcore.models.apply import Matrix, as_matrix, layer_of
-from mpcore.models.batches import forward, place
+from mpcore.models.batches import call, place, tensors_of
 from mpcore.models.calibrate import CalibrationStats
+from mpcore.models.randomness import lend_generators, seed_generators
 from mpcore.models.recipe import Recipe
 from mpcore.models.score import score
 from mpcore.permute import PermutationResult, optimize_permutation
@@ -23,6 +24,12 @@ from mpcore.reference import kept_score
 
 TOLERANCE = 1e-9
 """Largest relative change of the float64 outputs for an order to be accepted."""
+SINGLE = 1000 * torch.finfo(torch.float32).eps
+"""The same for a model that runs in float32 alone: sums over channels come out in another order, layer after layer."""
+NOT_FREE = "the order changed the output by {:.1e}: this is not a free permutation"
+"""Why a group is refused that the check refutes."""
+STEADY = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+"""Modules that draw at random or keep statistics in training mode."""
 RESIDUAL = "reads a residual stream; permute = 'residual' reorders it"
 """Why a layer that the trace could reorder is left alone."""
 TIME_LIMIT = 3600.0
@@ -41,14 +48,14 @@ def permute_channels(
 ) -> tuple[tuple[PermutedGroup, ...], dict[str, str]]:
     """Permute the channels of ``model`` in place so that N:M groups keep as much of the score as possible.
 
-    Each order is folded into the layers around the channels and kept only if the float64 output on ``sample`` stays
-    the same; otherwise it is rolled back.
+    Each order is folded into the layers around the channels and kept only if every tensor of the output on ``sample``
+    stays the same, in float64 (:class:`OutputCheck`); otherwise it is rolled back.
 
     Returns:
         The groups that were permuted, and consumer name -> why a group was refused.
     """
     check = OutputCheck(model, sample)
-    groups, refused = find_groups(model, sample, recipe)
+    groups, refused = find_groups(model, sample, recipe, check)
     done, refused = [], {name: reason for name, reason in refused.items() if name in patterns}
     for group in groups:
         names = [name for name in group.consumers if name in patterns]
@@ -62,8 +69,8 @@ def permute_channels(
         scores = np.concatenate([channel_scores(model, name, stats, recipe.score) for name in names])
         results, order = order_blocks(scores, pattern, group.blocks, recipe, seed=seed)
         change = check.apply(group, order)
-        if not change <= TOLERANCE:
-            refused[names[0]] = f"the order changed the output by {change:.1e}: this is not a free permutation"
+        if not change <= check.tolerance:
+            refused[names[0]] = NOT_FREE.format(change)
             continue
         plans.fold(model, group, order)
         done.append(_record(group, order, results, change))
@@ -71,25 +78,34 @@ def permute_channels(
 
 
 def find_groups(
-    model: nn.Module, sample: Any, recipe: Recipe
+    model: nn.Module, sample: Any, recipe: Recipe, check: OutputCheck | None = None
 ) -> tuple[tuple[plans.PermutationGroup, ...], dict[str, str]]:
-    """The groups that a recipe asks for, and consumer name -> why tracing refused it.
+    """The groups that a recipe asks for, and consumer name -> why it is in none.
 
-    Families are known by template. A network that matches none is traced on ``sample``, and so is every network whose
-    other layers are to be permuted too; where a template and the trace meet, the template goes first.
+    Families are known by template, and a template that the check refutes is dropped. A network of which not every
+    template holds, or that matches none, is traced on ``sample``, and so is every network whose other layers are to be
+    permuted too; where a template and the trace meet, the template goes first.
     """
-    found = plans.find(model)
-    if found and recipe.permute not in ("residual", "gather"):
+    check = OutputCheck(model, sample) if check is None else check
+    if check.failure:
+        layers = (name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
+        return (), dict.fromkeys(layers, check.failure)
+    templates = plans.find(model)
+    wrong = check.refute(templates)
+    found = tuple(group for group in templates if group not in wrong)
+    if found and not wrong and recipe.permute not in ("residual", "gather"):
         return found, {}
     traced = plans.trace(copy.deepcopy(model).eval(), place(sample, model))
     taken = {name for group in found for name in group.consumers}
     residual = recipe.permute == "residual"
     extra = [*traced.groups, *(traced.streams if residual else ())]
     groups = found + tuple(group for group in extra if taken.isdisjoint(group.consumers))
+    taken = {name for group in groups for name in group.consumers}
     if recipe.permute == "gather":
-        return groups + plans.at_run_time(model, {name for group in groups for name in group.consumers}), {}
+        return groups + plans.at_run_time(model, taken), {}
+    refuted = {name: NOT_FREE.format(change) for group, change in wrong.items() for name in group.consumers}
     held_back = {name: RESIDUAL for group in traced.streams for name in group.consumers if not residual}
-    refused = {name: why for name, why in {**traced.refused, **held_back}.items() if name not in taken}
+    refused = {name: why for name, why in {**refuted, **traced.refused, **held_back}.items() if name not in taken}
     return groups, refused
 
 
@@ -130,25 +146,123 @@ def interleave(scores: Matrix, pattern: Pattern) -> PermutationResult:
 
 
 class OutputCheck:
-    """A float64 copy of the model on a small sample: applies an order and undoes it if the output changes."""
+    """A float64 copy of the model on a small sample: applies an order and undoes it if the output changes.
+
+    Every tensor of the output counts, through tuples, lists, dicts and dataclasses. So does what the model returns in
+    training mode, if that differs and does not depend on chance: an auxiliary output, say. Dropout and BatchNorm stay
+    in evaluation mode meanwhile. A model that needs targets in training mode is checked in evaluation mode alone.
+
+    A model that does not run in float64 is checked in float32, against a wider ``tolerance``; ``failure`` says why one
+    that runs in neither cannot be checked.
+    """
 
     def __init__(self, model: nn.Module, sample: Any) -> None:
-        self.model = copy.deepcopy(model).double().eval()
-        self.sample = place(sample, self.model, torch.float64)
-        self.expected = self._output()
+        self.failure = ""
+        try:
+            self._prepare(copy.deepcopy(model).double(), sample, torch.float64, TOLERANCE)
+        except Exception:  # whatever the model's own code raises that puts float32 beside float64
+            try:
+                self._prepare(copy.deepcopy(model).float(), sample, torch.float32, SINGLE)
+            except Exception as error:
+                told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+                self.failure = f"the output cannot be checked in float64 or float32 ({told})"
 
-    @torch.inference_mode()
-    def _output(self) -> torch.Tensor:
-        return forward(self.model, self.sample)
+    def _prepare(self, model: nn.Module, sample: Any, dtype: torch.dtype, tolerance: float) -> None:
+        self.model = model.eval()
+        self.sample = place(sample, self.model, dtype)
+        self.expected = self._output()
+        # An output that the model rounds cannot agree better than its own numbers can.
+        coarsest = max((torch.finfo(t.dtype).eps for t in self.expected if t.is_floating_point()), default=0.0)
+        self.tolerance = max(tolerance, 4 * coarsest)
+        self.trained = self._expected_in_training()
+
+    @torch.no_grad()
+    def _output(self) -> list[Tensor]:
+        return tensors_of(call(self.model, self.sample))
+
+    @torch.no_grad()
+    def _output_in_training(self, seed: int = 0) -> list[Tensor]:
+        """In training mode, but for Dropout and BatchNorm, on a copy: such a pass may change buffers."""
+        model = copy.deepcopy(self.model).train()
+        for module in model.modules():
+            if isinstance(module, STEADY):
+                module.eval()
+        with lend_generators(next((p.device for p in model.parameters()), torch.device("cpu"))):
+            seed_generators(seed)
+            return tensors_of(call(model, self.sample))
+
+    def _expected_in_training(self) -> list[Tensor] | None:
+        """What training mode gives if it is not the output over again and does not depend on chance, else None."""
+        try:
+            found = self._output_in_training()
+            if relative_change(self.expected, found) <= self.tolerance:
+                return None
+            again = self._output_in_training(seed=1)
+        except Exception:  # whatever the model raises where it is given inputs alone in training mode
+            return None
+        return found if relative_change(found, again) <= self.tolerance else None
+
+    def change(self) -> float:
+        """Largest change of the outputs so far, relative to the largest entry of the tensor it is in."""
+        change = relative_change(self.expected, self._output())
+        if self.trained is not None and change <= self.tolerance:
+            change = max(change, relative_change(self.trained, self._output_in_training()))
+        return change
 
     def apply(self, group: plans.PermutationGroup, order: list[int]) -> float:
-        """Largest output change relative to the largest output; beyond :data:`TOLERANCE` the order is undone."""
+        """:meth:`change` by an order; beyond the tolerance it is undone."""
         plans.fold(self.model, group, order)
-        scale = float(self.expected.abs().max()) or 1.0
-        change = float((self._output() - self.expected).abs().max()) / scale
-        if not change <= TOLERANCE:
+        change = self.change()
+        if not change <= self.tolerance:
             plans.fold(self.model, group, np.argsort(order).tolist())
         return change
+
+    def refute(self, groups: Sequence[plans.PermutationGroup]) -> dict[plans.PermutationGroup, float]:
+        """The groups that are not free, with the change that a random order makes; the copy stays as it is.
+
+        All are tried at once first, and one by one only if that changes the output.
+        """
+        orders = {group: self._shuffled(group) for group in groups}
+        if self._change_by(orders) <= self.tolerance:
+            return {}
+        changes = {group: self._change_by({group: order}) for group, order in orders.items()}
+        return {group: change for group, change in changes.items() if not change <= self.tolerance}
+
+    def _shuffled(self, group: plans.PermutationGroup) -> list[int]:
+        """An order of the group's channels that moves none of them out of its run."""
+        draw, channels = np.random.default_rng(0), layer_of(self.model, group.consumers[0]).weight.shape[1]
+        runs = np.arange(channels).reshape(group.blocks, -1)
+        return [int(old) for run in runs for old in draw.permutation(run)]
+
+    def _change_by(self, orders: Mapping[plans.PermutationGroup, list[int]]) -> float:
+        """:meth:`change` by these orders, which are undone."""
+        for group, order in orders.items():
+            plans.fold(self.model, group, order)
+        change = self.change()
+        for group, order in reversed(list(orders.items())):
+            plans.fold(self.model, group, np.argsort(order).tolist())
+        return change
+
+
+def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Largest change of an entry relative to the largest finite one of its tensor.
+
+    Infinite where tensors differ in number, shape or dtype, where integers differ, and where an entry is NaN.
+    """
+    if [(t.shape, t.dtype) for t in before] != [(t.shape, t.dtype) for t in after]:
+        return np.inf
+    return max((_change_of(*pair) for pair in zip(before, after, strict=True) if pair[0].numel()), default=0.0)
+
+
+def _change_of(before: Tensor, after: Tensor) -> float:
+    if before.is_complex():
+        before, after = torch.view_as_real(before), torch.view_as_real(after)
+    if not before.is_floating_point():
+        return 0.0 if torch.equal(before, after) else np.inf
+    before, after = before.double(), after.double()
+    change = float((after - before).abs().masked_fill(before == after, 0.0).max())  # equal infinities differ by NaN
+    scale = float(before.abs().masked_fill(before.isinf(), 0.0).max())
+    return np.inf if np.isnan(change) else change / (scale or 1.0)
 
 
 def _record(

@@ -32,7 +32,7 @@ class Recipe:
 
     Args:
         pattern: ``"2:4"``, or a table ``{"*": "2:4", "blocks.0.*": "dense"}`` of globs over layer names; later
-            entries win.
+            entries win. The full name of a layer that stays dense for what it is (a classifier head) asks for it.
         score: what a weight is worth in masks and permutations: ``magnitude`` |w|; ``wanda`` |w| sqrt(E x^2);
             ``activation`` w^2 Var x; ``quadratic`` the exact in-group cost r' C_g r (masks) with ``activation``
             (permutation).
@@ -51,7 +51,7 @@ class Recipe:
         candidates: patterns that ``knapsack`` may give to a layer, besides leaving it dense.
         unit: what ``knapsack`` counts: ``macs`` or ``weights``.
         sensitivity_samples: calibration samples on which layers are pruned one by one for these two budgets.
-        skip: globs over layer names that stay dense.
+        skip: globs over layer names that stay dense; each must match a layer.
         damping: added to the diagonal of the input moments, relative to its mean.
         positions: at most so many positions of an image enter the moments of a convolution.
         permute_rounds: assignment rounds of the permutation search; fixed, so that a run can be repeated bit for bit.
@@ -105,10 +105,18 @@ class Recipe:
             raise ValueError(
                 f"recipe: budget = {self.budget!r} chooses the patterns itself and needs one pattern, not a table"
             )
+        for name in ("skip", "candidates"):
+            if isinstance(given := getattr(self, name), str):
+                raise ValueError(f"recipe: {name} = {given!r} is a string, wanted a tuple of strings: ({given!r},)")
         for value in self.candidates:
             Pattern(value)
         object.__setattr__(self, "skip", tuple(self.skip))
         object.__setattr__(self, "candidates", tuple(self.candidates))
+
+    @property
+    def asked_for(self) -> tuple[str, ...]:
+        """Keys of the pattern table that have a pattern; a full name among them asks for a layer, whatever its role."""
+        return tuple(k for k, v in self.pattern.items() if v != "dense") if isinstance(self.pattern, dict) else ()
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str = "recipe") -> Recipe:

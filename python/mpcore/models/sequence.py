@@ -3,7 +3,8 @@
 Inputs of a layer come from the already pruned prefix and its targets from the dense model, so that a layer also repairs
 what the layers before it broke. Moments are streamed: memory is O(columns^2) for the one layer in hand, plus the
 activations of the calibration set at one block boundary of each path, plus the inputs of the layers of one block where
-they take no more than :data:`AHEAD`.
+they take no more than :data:`AHEAD`. Where the network is no chain of blocks, or the pruned one turns out to be none,
+every pass is a whole one.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from torch import nn
 
 from mpcore.models.apply import Matrix, as_matrix, layer_of, set_weight, shift_output
 from mpcore.models.calibrate import Accumulator, CalibrationStats, Moments
+from mpcore.models.certificate import LogitTrail
+from mpcore.models.proof import find_segments
 from mpcore.models.recipe import Recipe
-from mpcore.models.segments import Path, find_segments
+from mpcore.models.segments import Chain, Path, Unsound
 from mpcore.models.solve import Problem, Solution, solve
 from mpcore.records import Pattern, PlannedLayer
 
@@ -27,6 +30,8 @@ ROUNDING = 4 * float(np.finfo(np.float32).eps)
 """Relative error of a mean of float32 squares."""
 AHEAD = 1 << 30
 """Most bytes of inputs of one block's layers that are kept so that the dense block runs once, not once per layer."""
+SLACK = 1e-2
+"""Share of the largest change of a logit by which steps by segments may miss whole passes."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class CrossMoments:
 
 
 class Walk:
-    """Walks both paths from layer to layer; see :func:`prune_layers`."""
+    """Walks both paths from layer to layer; see :func:`prune_layers`. With ``whole``, every pass is a whole one."""
 
     def __init__(
         self,
@@ -61,6 +66,7 @@ class Walk:
         recipe: Recipe,
         *,
         seed: int,
+        whole: bool = False,
     ) -> None:
         self.dense, self.pruned, self.patterns, self.stats, self.recipe, self.seed = (
             dense,
@@ -71,7 +77,7 @@ class Walk:
             seed,
         )
         self.order = [name for name in stats if name in patterns]
-        self.segments = find_segments(dense, self.order, batches[0])
+        self.segments = Chain() if whole else find_segments(dense, self.order, batches)
         self.stages = self._stages(self.segments)
         self.dense_path, self.pruned_path = (Path(model, self.segments, batches) for model in (dense, pruned))
         self.batches = range(len(batches))
@@ -145,8 +151,11 @@ class Walk:
             total.add(z)
             if both:
                 x = self.dense_path.rows(name, index, positions=self.recipe.positions, seed=self.seed)
+                x = x if len(x) == len(z) else z  # routed apart: no row of the one belongs to a row of the other
                 cross += (x.T @ z).double().cpu()
                 dense_sum += x.sum(0).double().cpu()
+        if not total.count:
+            return _without_rows(self.stats[name])
         moments = total.moments()
         if not both:
             assert moments.gram is not None
@@ -154,8 +163,14 @@ class Walk:
         return CrossMoments(moments, (dense_sum / total.count).numpy(), (cross / total.count).numpy())
 
 
+def _without_rows(dense: Moments) -> CrossMoments:
+    """For a layer that the pruned model never comes to: the dense model's moments, its inputs as if uncorrelated."""
+    gram = np.diag(dense.square - dense.mean**2) + np.outer(dense.mean, dense.mean)
+    return CrossMoments(Moments(dense.count, dense.mean, dense.square, gram), dense.mean, gram)
+
+
 def _problem(weight: Matrix, moments: CrossMoments, damping: float, *, centred: bool) -> Problem:
-    """The target T = W (K + l I)(H + l I)^-1 with H = E z z', K = E x z', both centred where the mean is corrected for.
+    """The target T = W (G + l I)(H + l I)^-1 with H = E z z', G = E x z', both centred where the mean is corrected for.
 
     W x is the dense path's output; T z is its best linear prediction from the pruned path's inputs, shrunk towards W by
     l = damping * mean diag H.
@@ -209,3 +224,22 @@ def prune_layers(
         results[name] = result
         finished(name, result)
     return results
+
+
+def settle(trail: LogitTrail, walk: Walk) -> None:
+    """Take a trail's last logits from whole forward passes of the finished model, whatever was run by segments.
+
+    What they differ by is added to the last step, so that the steps still add up to at least the whole change.
+
+    Raises:
+        Unsound: if they differ by more than rounding and a hundredth of the change: the pruned model is not the chain
+            of segments that the dense one is.
+    """
+    logits = trail.logits(walk.pruned)
+    missed = np.abs(logits - trail.now).max(axis=1)
+    rounding = 1e-5 * np.abs(logits).max()
+    if walk.segments and missed.max() > rounding + SLACK * np.abs(logits - trail.dense).max():
+        raise Unsound(f"by segments the logits are off by {missed.max():.3g}")
+    if missed.any() and trail.path:
+        trail.path[list(trail.path)[-1]] += missed
+    trail.now = logits

@@ -108,7 +108,8 @@ class TrainState:
         for key in sorted({*found, *self.identity}):
             if found.get(key) != self.identity.get(key):
                 difference = f"{key} was {found.get(key)!r}, now {self.identity.get(key)!r}"
-                raise ValueError(f"{path}: belongs to another training ({difference}); start again with resume=False")
+                again = "start again with resume=False, which discards the student"
+                raise ValueError(f"{path}: belongs to another training ({difference}); {again}")
 
 
 def seal(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:

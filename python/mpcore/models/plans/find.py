@@ -83,7 +83,8 @@ def _chains(name: str, module: nn.Module) -> Iterator[PermutationGroup]:
     producer, between = "", list[str]()
     for key, child in module.named_children():
         if isinstance(child, (nn.Linear, nn.Conv2d)) and getattr(child, "groups", 1) == 1:
-            if producer and _outputs(module.get_submodule(producer)) == _inputs(child):
+            width = _inputs(child)
+            if producer and width is not None and _outputs(module.get_submodule(producer)) == width:
                 yield PermutationGroup((prefix + key,), (Producer(prefix + producer),), tuple(between))
             producer, between = key, []
         elif isinstance(child, CHANNELWISE) or (isinstance(child, nn.Conv2d) and _depthwise(child)):
@@ -96,13 +97,22 @@ def _depthwise(module: nn.Conv2d) -> bool:
     return module.groups == module.in_channels == module.out_channels
 
 
+def plain(module: nn.Module) -> bool:
+    """Whether the weight is a parameter of the module, not computed from others before every call."""
+    return "weight" in module._parameters
+
+
 def _inputs(module: nn.Module) -> int | None:
+    if not plain(module):
+        return None
     if isinstance(module, nn.Conv2d):
         return module.in_channels if module.groups == 1 else None
     return module.in_features if isinstance(module, nn.Linear) else None
 
 
 def _outputs(module: nn.Module) -> int | None:
+    if not plain(module):
+        return None
     if isinstance(module, nn.Conv2d):
         return module.out_channels if module.groups == 1 else None
     return module.out_features if isinstance(module, nn.Linear) else None

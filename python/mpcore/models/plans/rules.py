@@ -264,6 +264,10 @@ def _several(_axes: Axes, _node: Call) -> None:
     """Several results; each is tied where it is taken out."""
 
 
+def _check(_axes: Axes, _node: Call) -> None:
+    """Looks at a tensor, element type or device, and gives nothing."""
+
+
 def _getitem(axes: Axes, node: Call) -> None:
     source = node.args[0]
     if _name(source) == "unbind":
@@ -289,7 +293,8 @@ for _rule, _names in (
     (_reshape, "view reshape flatten squeeze unsqueeze _unsafe_view unflatten"),
     (_reduce, "mean sum amax amin linalg_vector_norm"),
     (_pool, "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d"),
-    (_create, "zeros ones full arange new_zeros new_ones new_full zeros_like ones_like"),
+    (_create, "zeros ones full arange new_zeros new_ones new_full zeros_like ones_like eye"),
+    (_check, "_assert_tensor_metadata"),
     (_several, "unbind split chunk split_with_sizes"),
     (_matmul, "matmul bmm"),
     (_layer_norm, "layer_norm rms_norm"),
