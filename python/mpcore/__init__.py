@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mpcore import certify as certify
+from mpcore import compensate as compensate
 from mpcore._native import __version__ as __version__
 from mpcore.masks import check_mask as check_mask
 from mpcore.masks import nm_mask as nm_mask

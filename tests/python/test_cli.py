@@ -11,9 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pages
 import pytest
 from helpers import write_run
 from safetensors.numpy import load_file, save_file
@@ -23,7 +25,7 @@ import mpcore
 from mpcore.checkpoint import save_tensors
 from mpcore.cli.app import PANELS, app
 from mpcore.cli.session import session
-from mpcore.records import ConvergenceError
+from mpcore.records import Certificate, ConvergenceError
 
 COMMANDS = [function.__name__ for commands in PANELS.values() for function, _ in commands]
 NETWORK = """
@@ -145,9 +147,33 @@ def test_report_names_the_page_it_wrote(folder: Path) -> None:
     assert run("report", folder).stdout.strip().endswith("report.html")
 
 
-def test_report_of_an_unfinished_run_is_the_users_mistake(folder: Path) -> None:
+def test_report_of_no_run_is_the_users_mistake(tmp_path: Path) -> None:
+    assert "no finished run" in complaint(run("report", tmp_path))
+
+
+@pytest.mark.parametrize(("mark", "command"), [("run.json", "prune"), ("training-0.partial", "demo")])
+def test_an_interrupted_run_is_the_same_sentence_everywhere(folder: Path, mark: str, command: str) -> None:
     (folder / "manifest.json").unlink()
-    assert "no finished run" in complaint(run("report", folder))
+    (folder / "run.json").write_text("{}")
+    if command == "demo":
+        (folder / mark).mkdir()
+    sentence = f"{folder}: interrupted run: the same `mpcore {command}` command finishes it"
+    asked = [("report",), ("distill", "--train", "x.npz"), ("evaluate", "--data", "x.npz"), ("doctor",), ("inspect",)]
+    for name, *options in asked:
+        assert complaint(run(name, folder, *options)) == f"mpcore: {sentence}"
+    result = run("verify", folder)
+    assert result.exit_code == 1
+    assert " ".join(result.stdout.split()) == sentence
+
+
+def test_a_pruned_checkpoint_has_no_model_to_evaluate_distil_or_time(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    save_tensors(tmp_path / "w.safetensors", {"layers.0.up.weight": rng.normal(size=(8, 16)).astype(np.float32)})
+    assert run("prune", tmp_path / "w.safetensors", "--out", tmp_path / "run", "--quiet").exit_code == 0
+    asked = {"evaluation": ("evaluate", "--data", "x.npz"), "distillation": ("distill", "--train", "x.npz")}
+    for use, (name, *options) in (asked | {"timing": ("doctor",)}).items():
+        line = complaint(run(name, tmp_path / "run", *options))
+        assert f"pruned from a checkpoint: no model class, so no {use}" in line
 
 
 # inspect
@@ -195,6 +221,29 @@ def test_inspect_tells_noise_from_signal_in_every_matrix_of_a_file(tmp_path: Pat
     assert shown.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--alpha", "0.9", "less than or equal to 0.5"), ("--alpha", "0", "should be greater than"),
+     ("--bootstrap", "7", "7 is neither 0 nor at least 100")],
+)  # fmt: skip
+def test_a_level_or_a_count_out_of_range_names_its_option(option: str, value: str, message: str) -> None:
+    result = run("inspect", "w.safetensors", option, value)
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert message in result.stderr
+
+
+def test_inspect_of_a_run_says_which_file_it_reads(tmp_path: Path) -> None:
+    for name in ("model", "dense"):
+        save_tensors(tmp_path / f"{name}.safetensors", {"w": np.random.default_rng(0).normal(size=(8, 16))})
+    for name in ("run.json", "manifest.json"):
+        (tmp_path / name).write_text("{}")
+    result = run("inspect", tmp_path)
+    assert f"{tmp_path}/model.safetensors: 1 layers" in result.stdout.replace("\n", "")
+    assert f"reads {tmp_path}/model.safetensors; name {tmp_path}/dense.safetensors" in result.stderr
+    assert document(run("inspect", tmp_path, "--json", "-q"))["source"] == f"{tmp_path}/model.safetensors"
+
+
 def test_inspect_reads_a_model_that_a_function_builds(tmp_path: Path) -> None:
     (tmp_path / "network.py").write_text(NETWORK)
     found = document(run("inspect", f"{tmp_path}/network.py:make", "--json", "--quiet"))
@@ -232,6 +281,12 @@ def test_prune_distill_evaluate_verify_and_report_work_from_the_command_line(ben
         run("distill", out, "--train", bench_top / "train.npz", *how, "--out", copy, "--json", "--quiet")
     )
     assert distilled["folder"] == str(copy)
+    student = Certificate.read(copy / "certificate-student.json")
+    assert distilled["certificate"]["stable_path"] == student.stable_path
+    assert distilled["certificate"]["ce_bound"] == student.ce_bound != pruned["certificate"]["ce_bound"]
+    shown = run("distill", out, "--train", bench_top / "train.npz", *how, "--out", copy, "--quiet")
+    assert f"certified, student: {student.stable} of {student.samples} labels" in shown.stdout
+    assert f"distilled: not evaluated; run `mpcore evaluate {copy} --data DATA`" in " ".join(shown.stdout.split())
     assert not (out / "student.safetensors").exists()
 
     table = document(run("evaluate", copy, "--data", bench_top / "held.npz", "--json", "--quiet"))
@@ -242,6 +297,14 @@ def test_prune_distill_evaluate_verify_and_report_work_from_the_command_line(ben
         verified = run("verify", finished, "--json")
         assert verified.exit_code == 0, verified.stdout
         assert document(run("report", finished, "--json"))["bytes"] > 10_000
+
+
+def test_other_batches_are_another_run_and_the_line_says_why(bench_top: Path, tmp_path: Path) -> None:
+    model, data = f"{bench_top}/network.py:make", ("--calibration", bench_top / "train.npz")
+    begun = run("prune", model, *data, "--recipe", "magnitude", "--out", tmp_path / "run", "--quiet")
+    assert begun.exit_code == 0, begun.stderr
+    again = run("prune", model, *data, "--recipe", "magnitude", "--out", tmp_path / "run", "--batch-size", "8", "-q")
+    assert "the calibration batches differ in content, order or size (is the DataLoader" in complaint(again)
 
 
 def test_an_output_folder_that_holds_something_else_is_refused_and_left_alone(bench_top: Path, tmp_path: Path) -> None:
@@ -307,10 +370,16 @@ def _raise(error: BaseException) -> Callable[..., object]:
     return fail
 
 
-def test_ctrl_c_in_a_resumable_command_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ctrl_c_in_a_resumable_command_says_so_once_the_run_has_begun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("mpcore.models.source.load_model", _raise(KeyboardInterrupt()))
-    result = run("prune", "timm:x", "--calibration", tmp_path, "--out", tmp_path / "run")
-    assert "the same command resumes the run" in complaint(result, 130)
+    arguments = ("prune", "timm:x", "--calibration", tmp_path, "--out", tmp_path / "run")
+    assert complaint(run(*arguments), 130) == "mpcore: interrupted"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert complaint(run(*arguments), 130) == "mpcore: interrupted; the same command resumes the run"
+    assert complaint(run("evaluate", "timm:x", "--data", tmp_path), 130) == "mpcore: interrupted"
 
 
 def test_a_real_interrupt_ends_the_process_with_130_and_one_line(tmp_path: Path) -> None:
@@ -319,7 +388,7 @@ def test_a_real_interrupt_ends_the_process_with_130_and_one_line(tmp_path: Path)
     arguments = ["prune", "network.py:make", "--calibration", "x.npz", "--out", "run"]
     done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.strip() == "mpcore: interrupted; the same command resumes the run"
+    assert done.stderr.strip() == "mpcore: interrupted"
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -404,3 +473,51 @@ def test_bench_times_every_routine_beside_a_named_peer() -> None:
     found = document(run("bench", "--repeats", "1", "--json", "--quiet"))
     assert {row["name"].split()[0] for row in found["rows"]} >= {"fit_edge", "nm_mask", "optimize_permutation"}
     assert all(row["ratio_min"] > 0 and row["ratio_median"] > 0 and row["peer"] for row in found["rows"])
+
+
+# the same mistakes in Python
+
+
+def test_what_is_no_module_is_refused_with_what_to_pass(tmp_path: Path) -> None:
+    import torch
+
+    net = torch.nn.Linear(4, 2)
+    held = SimpleNamespace(model=net)
+    for call in (mpcore.evaluate, mpcore.accelerate):
+        for given, hint in (
+            ("run", r"model: a str, wanted .*mpcore\.load\(folder, module\)"),
+            (tmp_path, r"wanted .*mpcore\.load\(folder\)"),
+            (held, r"model: a SimpleNamespace, wanted .*pass its \.model"),
+            (net.state_dict(), "wanted .*load_state_dict"),
+            (3, "model: a int, wanted a torch.nn.Module; pass the module itself"),
+        ):
+            with pytest.raises(TypeError, match=hint):
+                call(given, [torch.zeros(2, 4)])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="teacher: a str, wanted"):
+        mpcore.evaluate(net, [torch.zeros(2, 4)], teacher="dense")  # type: ignore[arg-type]
+
+
+def test_an_example_that_is_no_tensor_is_refused_with_what_to_pass() -> None:
+    import torch
+
+    net, x = torch.nn.Linear(4, 2), torch.zeros(2, 4)
+    with pytest.raises(TypeError, match=r"example_input: a tuple, wanted one torch tensor; .*pass its inputs alone"):
+        mpcore.accelerate(net, (x, torch.zeros(2)))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"example_input: a dict, wanted one torch tensor; .*wrapper"):
+        mpcore.accelerate(net, {"x": x})  # type: ignore[arg-type]
+
+
+def test_the_submodules_that_the_documentation_names_are_there_after_import_mpcore() -> None:
+    program = "import sys, mpcore; print(mpcore.compensate.admm and mpcore.certify.wilson and 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_recipes_of_the_documentation_are_recipes(tmp_path: Path) -> None:
+    from mpcore.models.recipe import Recipe
+
+    found = [block for page in pages.pages() for block in pages.blocks(page) if block.language == "toml"]
+    assert any("skip" in block.code for block in found)
+    for block in found:
+        (tmp_path / "recipe.toml").write_text(block.code)
+        Recipe.load(tmp_path / "recipe.toml")

@@ -149,9 +149,9 @@ def test_a_missing_weight_and_a_weight_of_another_shape_are_reported(run: Path) 
     assert "weight has shape (4, 16, 3, 3), the mask (24, 16, 3, 3)" in text
 
 
-def test_a_folder_without_a_manifest_is_unfinished(run: Path) -> None:
+def test_a_folder_without_a_manifest_is_an_interrupted_run(run: Path) -> None:
     (run / "manifest.json").unlink()
-    assert "unfinished" in whats(verify(run))
+    assert "interrupted run" in whats(verify(run))
 
 
 def test_a_folder_that_does_not_exist_is_the_callers_mistake(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _leave(number: int, frame: object) -> None:
-    os.write(2, b"mpcore: left at once; the same command resumes\n")
+    hint = "; the same command resumes the run" if Session.resumable() else ""
+    os.write(2, f"mpcore: left at once{hint}\n".encode())
     os._exit(INTERRUPTED)
 
 

@@ -19,8 +19,11 @@ def demo(
     quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
-    """Train a small network on handwritten digits, prune it to 2:4, certify, distil, verify, report; two minutes."""
-    with session(json=json, quiet=quiet, resumes=True) as console:
+    """Train a small network on handwritten digits, prune it to 2:4, certify, distil, verify, report.
+
+    About two minutes on two cores.
+    """
+    with session(json=json, quiet=quiet, resumes=out) as console:
         from mpcore.cli.view import table
         from mpcore.demo import run
         from mpcore.report.text import with_interval

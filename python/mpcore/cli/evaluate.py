@@ -9,6 +9,7 @@ import typer
 
 from mpcore.cli.options import DATA_HELP, MODEL_HELP, BatchSize, Json, NoSeed, OutFile, Quiet, Weights, Workers
 from mpcore.cli.session import session
+from mpcore.folder import MANIFEST, refuse_checkpoint, unfinished
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +53,11 @@ def _networks(model: str, weights: str | None, seed: int) -> dict[str, nn.Module
         return {"model": load_model(model, weights=weights, seed=seed)[0]}
     import mpcore
 
-    present = {name: which for name, which in _FILES.items() if (Path(model) / f"{which}.safetensors").exists()}
+    folder = Path(model)
+    if not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(unfinished(folder))
+    refuse_checkpoint(folder, "evaluation")
+    present = {name: which for name, which in _FILES.items() if (folder / f"{which}.safetensors").exists()}
     if not present:
-        raise FileNotFoundError(f"{model}: no run folder (no model.safetensors in it)")
-    return {name: mpcore.load(model, which=which) for name, which in present.items()}
+        raise FileNotFoundError(f"{folder}: no model.safetensors in this run")
+    return {name: mpcore.load(folder, which=which) for name, which in present.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from mpcore.cli.options import (
     is_spec,
 )
 from mpcore.cli.session import Session, session
+from mpcore.folder import MANIFEST, RUN, unfinished
 
 if TYPE_CHECKING:
     from mpcore.checkpoint import Weights as Checkpoint
@@ -40,6 +42,12 @@ class Law(str, Enum):
     auto, mp, free, whitened = "auto", "mp", "free", "whitened"
 
 
+def _none_or_enough(count: int) -> int:
+    if 0 < count < 100:
+        raise typer.BadParameter(f"{count} is neither 0 nor at least 100")
+    return count
+
+
 Source = Annotated[
     str, typer.Argument(metavar="MODEL", help=f"A .safetensors file, its index or folder; or {MODEL_HELP}")
 ]
@@ -50,9 +58,17 @@ def inspect(
     method: Annotated[Method, typer.Option(help="exact: all singular values; lanczos: the edge alone.")] = Method.auto,
     law: Annotated[Law, typer.Option(help="The law the bulk is compared with.")] = Law.auto,
     alpha: Annotated[
-        float, typer.Option(min=0.0, max=1.0, metavar="P", help="Level of the spike and fit tests.")
+        float, typer.Option(min=1e-15, max=0.5, metavar="P", help="Level of the spike test, 0 < P <= 0.5.")
     ] = 0.01,
-    bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Replicates for the interval of the edge.")] = 0,
+    bootstrap: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            callback=_none_or_enough,
+            help="Simulated spectra for the p-value and the interval of the variance: 0 (formulas), or at least 100.",
+        ),
+    ] = 0,
     weights: Weights = None,
     layers: Annotated[
         list[str] | None, typer.Option("--layers", "-l", metavar="GLOB", help="Only these layers; may be repeated.")
@@ -66,7 +82,9 @@ def inspect(
 ) -> None:
     """Fit the Marchenko-Pastur law to every layer: noise edge, spikes, share of noise, quality of the fit."""
     with session(json=json, quiet=quiet, out=out) as console:
-        source = _source(model, weights, layers or [], seed)
+        source, name = _source(model, weights, layers or [], seed)
+        if others := _others(model, name):
+            console.note(f"reads {name}; name {' or '.join(others)} to inspect that")
         import mpcore
 
         fits = mpcore.fit_edges(
@@ -80,22 +98,35 @@ def inspect(
             address=address,
             progress=console.progress,
         )
-        _show(console, model, fits)
+        _show(console, name, fits)
 
 
-def _source(model: str, weights: str | None, layers: list[str], seed: int) -> Any:
-    """Tensors of a checkpoint, or a torch module for the specs that build one."""
+def _source(model: str, weights: str | None, layers: list[str], seed: int) -> tuple[Any, str]:
+    """Tensors of a checkpoint and the file they are in, or a torch module and the name that built it."""
     if not is_spec(model):
+        folder = Path(model)
         from mpcore.checkpoint import open_weights
 
         if weights is not None:
             raise ValueError(f"--weights goes with a model to build, and {model} is a checkpoint already")
-        return _chosen(open_weights(model), layers)
+        if (folder / RUN).is_file() and not (folder / MANIFEST).is_file():
+            raise FileNotFoundError(unfinished(folder))
+        opened = open_weights(model)
+        return _chosen(opened, layers), str(opened.path)
     if layers:
         raise ValueError("--layers goes with a checkpoint")
     from mpcore.models.source import load_model
 
-    return load_model(model, weights=weights, seed=seed)[0]
+    return load_model(model, weights=weights, seed=seed)[0], model
+
+
+def _others(model: str, name: str) -> list[str]:
+    """The networks of a run folder beside the one in the file ``name``."""
+    folder = Path(model)
+    if not (folder / RUN).is_file():
+        return []
+    networks = (folder / f"{which}.safetensors" for which in ("model", "student", "dense"))
+    return [str(path) for path in networks if path.is_file() and str(path) != name]
 
 
 def _chosen(weights: Checkpoint, layers: list[str]) -> Checkpoint | Mapping[str, Any]:
@@ -108,13 +139,13 @@ def _chosen(weights: Checkpoint, layers: list[str]) -> Checkpoint | Mapping[str,
     return weights.only(found)
 
 
-def _show(console: Session, model: str, fits: SpectraReport) -> None:
+def _show(console: Session, name: str, fits: SpectraReport) -> None:
     from mpcore.cli.view import table
     from mpcore.report.text import number, percent, shape
 
     rows = [
         (
-            name,
+            layer,
             shape(fit.shape),
             number(fit.sigma_sq**0.5),
             number(fit.edge, 4),
@@ -123,13 +154,14 @@ def _show(console: Session, model: str, fits: SpectraReport) -> None:
             number(fit.gof.p_value, 2),
             fit.model_used,
         )
-        for name, fit in fits.items()
+        for layer, fit in fits.items()
     ]
     columns = ("layer", "shape", "sigma", "edge", "spikes", "bulk", "gof p", "law")
-    title = f"{model}: {len(rows)} layers, {len(fits.skipped)} tensors left out"
-    console.emit(_document(fits, fits.skipped), table(columns, rows, title=title))
+    title = f"{name}: {len(rows)} layers, {len(fits.skipped)} tensors left out"
+    console.emit(_document(name, fits), table(columns, rows, title=title))
 
 
-def _document(fits: SpectraReport, skipped: Mapping[str, str]) -> dict[str, Any]:
+def _document(source: str, fits: SpectraReport) -> dict[str, Any]:
     layers: Iterable[dict[str, Any]] = ({"name": name, **fit.to_dict()} for name, fit in fits.items())
-    return {"layers": list(layers), "skipped": [{"name": name, "why": why} for name, why in skipped.items()]}
+    skipped = [{"name": name, "why": why} for name, why in fits.skipped.items()]
+    return {"source": source, "layers": list(layers), "skipped": skipped}

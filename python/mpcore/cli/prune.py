@@ -29,6 +29,7 @@ from mpcore.cli.session import Session, session
 
 if TYPE_CHECKING:
     from mpcore.models.recipe import Recipe
+    from mpcore.records import Certificate
 
 
 Source = Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL_HELP}; or {CHECKPOINT_HELP}")]
@@ -78,9 +79,11 @@ def prune(
 ) -> None:
     """Prune a model in an N:M pattern, repair and certify it; Ctrl-C is safe, the same command resumes.
 
+    The calibration samples, their order and --batch-size are part of the run: with others the command is refused.
+
     A checkpoint instead of a model is pruned file by file, however large it is, with no model class and no data.
     """
-    with session(json=json, quiet=quiet, resumes=True) as console:
+    with session(json=json, quiet=quiet, resumes=out) as console:
         if not is_spec(model):
             theirs = {"recipe": recipe, "calibration": calibration, "evaluation": evaluation, "weights": weights}
             _refuse(f"a model to build; {model} is a checkpoint", **theirs)
@@ -149,6 +152,12 @@ def _recipe(name: str, pattern: str | None) -> Recipe:
     return recipe if pattern is None else dataclasses.replace(recipe, pattern=pattern)
 
 
+def brief(certificate: Certificate) -> dict[str, Any]:
+    """The figures of a certificate without its samples, for a document."""
+    names = ("samples", "stable", "stable_path", "unchanged", "ce_bound")
+    return {name: getattr(certificate, name) for name in names}
+
+
 def show_run(console: Session, folder: Path) -> None:
     """What a run folder says about itself: layers, certificate and accuracy."""
     from mpcore.cli.view import accuracy_table, table
@@ -172,9 +181,7 @@ def show_run(console: Session, folder: Path) -> None:
         "folder": str(folder),
         "layers": plan.layers,
         "groups": [{"consumers": group.consumers, "efficacy": group.efficacy} for group in plan.groups],
-        "certificate": {
-            name: getattr(certificate, name) for name in ("samples", "stable", "stable_path", "unchanged", "ce_bound")
-        },
+        "certificate": brief(certificate),
         "rows": () if evaluated is None else evaluated.rows,
     }
     view = [] if evaluated is None else [accuracy_table(evaluated.rows, title=evaluated.data)]

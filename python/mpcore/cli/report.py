@@ -9,6 +9,7 @@ import typer
 
 from mpcore.cli.options import Json, NoSeed, Quiet, RunFolder
 from mpcore.cli.session import session
+from mpcore.folder import MANIFEST, unfinished
 
 
 def report(
@@ -24,5 +25,7 @@ def report(
     with session(json=json, quiet=quiet) as console:
         from mpcore.report import render
 
+        if not (run / MANIFEST).is_file():
+            raise FileNotFoundError(unfinished(run))
         page = render(run, out=out)
         console.emit({"report": str(page), "bytes": page.stat().st_size}, str(page))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from mpcore.folder import RUN
 from mpcore.records import atomic, to_plain
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Session:
     """Output of one command: a JSON document or tables on stdout, notes and progress on stderr."""
 
     interruption_said = False  # in this process
+    folder: Path | None = None  # the run folder of the command at work, where the same command takes it up again
 
     def __init__(self, stdout: TextIO, *, as_json: bool, quiet: bool, out: Path | None) -> None:
         self._stdout, self._as_json, self._quiet, self._out = stdout, as_json, quiet, out
@@ -61,22 +63,31 @@ class Session:
         for part in view:
             console.print(part)
 
+    @classmethod
+    def resumable(cls) -> bool:
+        """Whether there is something that the same command would take up."""
+        folder = cls.folder
+        return folder is not None and ((folder / RUN).is_file() or any(folder.glob("training-*.partial")))
+
     def fail(self) -> typer.Exit:
         """The exception that ends a command whose check did not hold."""
         return typer.Exit(CHECK_FAILED)
 
 
 @contextmanager
-def session(*, json: bool, quiet: bool = False, out: Path | None = None, resumes: bool = False) -> Iterator[Session]:
+def session(
+    *, json: bool, quiet: bool = False, out: Path | None = None, resumes: Path | None = None
+) -> Iterator[Session]:
     """Run a command's body: errors become one line on stderr and an exit code.
 
     Args:
         json: print one JSON document; whatever libraries print to stdout meanwhile goes to stderr.
         quiet: no notes, no progress.
         out: file that gets the JSON document too.
-        resumes: the same command takes up an interrupted run; said on Ctrl-C.
+        resumes: the run folder in which the same command takes up an interrupted run; said on Ctrl-C once it exists.
     """
     stdout = sys.stdout
+    Session.folder = resumes
     try:
         with ExitStack() as stack:
             if json:
@@ -84,7 +95,7 @@ def session(*, json: bool, quiet: bool = False, out: Path | None = None, resumes
             yield Session(stdout, as_json=json, quiet=quiet, out=out)
     except KeyboardInterrupt:
         Session.interruption_said = True
-        hint = "; the same command resumes the run" if resumes else ""
+        hint = "; the same command resumes the run" if Session.resumable() else ""
         raise _exit(f"interrupted{hint}", INTERRUPTED) from None
     except (typer.Exit, BrokenPipeError):
         raise

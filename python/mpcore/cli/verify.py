@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mpcore.cli.options import Json, NoSeed, OutFile, Quiet, RunFolder
 from mpcore.cli.session import session
+from mpcore.folder import MANIFEST, unfinished
 
 
 def verify(run: RunFolder, json: Json = False, out: OutFile = None, quiet: Quiet = False, seed: NoSeed = 0) -> None:
@@ -18,8 +19,12 @@ def verify(run: RunFolder, json: Json = False, out: OutFile = None, quiet: Quiet
         report = check(run)
         document = {name: value for name, value in report.to_dict().items() if name in ("ok", "problems", "checked")}
         rows = [(p.layer, "" if p.group is None else str(p.group), p.what) for p in report.problems]
-        verdict = "everything holds" if report.ok else f"{len(rows)} problems"
+        if not (run / MANIFEST).is_file():
+            console.emit(document, unfinished(run))
+            raise console.fail()
+        problems = "1 problem" if len(rows) == 1 else f"{len(rows)} problems"
         view = [] if report.ok else [table(("layer", "group", "what"), rows)]
+        verdict = "everything holds" if report.ok else problems
         console.emit(document, *view, f"{run}: {verdict} ({counts(report.checked)})")
         if not report.ok:
             raise console.fail()

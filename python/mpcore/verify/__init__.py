@@ -38,7 +38,9 @@ def verify(folder: str | os.PathLike[str]) -> VerifyReport:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such run folder")
     audit = Audit(root)
-    manifest = audit.record(Manifest, "manifest.json", missing="the run is unfinished; the same command resumes it")
+    manifest = audit.record(
+        Manifest, "manifest.json", missing="interrupted run: the same `mpcore prune` command finishes it"
+    )
     if manifest is not None and "checkpoint" in manifest.source:
         check_checkpoint(audit, manifest)
     elif manifest is not None:
