@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from mpcore import _native
-from mpcore.arrays import to_bool, to_count, to_numpy
+from mpcore.arrays import native, to_bool, to_count, to_numpy
 from mpcore.pattern import Pattern
 from mpcore.serialise import atomic
 
@@ -27,13 +27,20 @@ class Packed:
     """An N:M-sparse matrix: N values of every group of M columns and their places in it.
 
     ``values`` is (rows, columns N / M), float32, or uint16 with the bits of bfloat16; ``places`` has the same shape,
-    uint8 below M. A group with fewer than N weights is filled up with zeros.
+    uint8 below M. A group with fewer than N weights is filled up with zeros. Both are read-only, as the
+    kernels keep a copy.
     """
 
     values: npt.NDArray[np.float32] | npt.NDArray[np.uint16]
     places: npt.NDArray[np.uint8]
     columns: int
     pattern: Pattern
+
+    def __post_init__(self) -> None:
+        for name in ("values", "places"):
+            view = getattr(self, name).view()
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,6 +66,10 @@ class Packed:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in ("values", "places", "columns", "pattern")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
 
     def unpack(self) -> npt.NDArray[np.float32]:
         """The (rows, columns) matrix, exactly; bfloat16 comes back as float32, entries not kept as +0.0."""
@@ -130,7 +141,8 @@ def pack(W: Any, pattern: str | tuple[int, int] | Pattern, *, mask: Any = None) 
         mask: (rows, columns) bool: store the weights under it and take all others for zero.
 
     Raises:
-        ValueError: at the first group that breaks the pattern, named by row and group; for NaN or infinity.
+        ValueError: at the first group that breaks the pattern, named by row and group; for NaN or infinity; for the
+            weight of a convolution that is not in the matrix view, (O, kh kw C) with C fastest.
         TypeError: for another dtype.
 
     Example:
@@ -140,6 +152,7 @@ def pack(W: Any, pattern: str | tuple[int, int] | Pattern, *, mask: Any = None) 
     """
     wanted = Pattern(pattern)
     kind = _kind(W, "W")
+    _refuse_convolution(W)
     weight = np.ascontiguousarray(to_numpy(W, "W", ndim=2))
     kept = None if mask is None else np.ascontiguousarray(to_bool(mask, "mask", shape=weight.shape))
     values, places = _native.pack_weights(weight, wanted.keep, wanted.group, kept)
@@ -172,7 +185,7 @@ def nm_linear(
 
     Raises:
         ValueError: for shapes that do not fit or another activation.
-        TypeError: for another dtype, or a tensor that is not on the CPU.
+        TypeError: for weights that are not packed, another dtype, or a tensor that is not on the CPU.
 
     Example:
         >>> packed = pack(np.array([[0, 5, 0, 7]], dtype=np.float32), "2:4")
@@ -180,6 +193,8 @@ def nm_linear(
         array([[12.5],
                [12.5]], dtype=float32)
     """
+    if not isinstance(packed, Packed):
+        raise TypeError(f"packed: {type(packed).__name__} is not what mpcore.pack returns; call nm_linear(packed, X)")
     kind = _kind(X, "X")
     shape = tuple(X.shape)
     if len(shape) != 2 or shape[1] != packed.columns:
@@ -215,7 +230,7 @@ def raw(value: Any, name: str) -> npt.NDArray[Any]:
         if value.dtype.itemsize == 2:
             value = value.view(sys.modules["torch"].uint16)
         return value.numpy()  # type: ignore[no-any-return]
-    array = np.asarray(value)
+    array = native(np.asarray(value))
     return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
 
 
@@ -223,20 +238,32 @@ def _empty_like(value: Any, shape: tuple[int, int]) -> Any:
     """Room of the kind and dtype of ``value``."""
     if _is_torch(value):
         return value.new_empty(shape)
-    return np.empty(shape, dtype=value.dtype)
+    return np.empty(shape, dtype=value.dtype.newbyteorder("="))
 
 
 def _kind(value: Any, name: str) -> Literal["float32", "bfloat16"]:
     """The dtype of an array or tensor, if it is one of the two."""
-    dtype = getattr(value, "dtype", type(value).__name__)
+    dtype = getattr(value, "dtype", None)
     if dtype in _KINDS:
         return _KINDS[dtype]
-    kind = str(dtype).removeprefix("torch.")
+    if dtype is None:
+        raise TypeError(f"{name}: {type(value).__name__} is no array; use numpy.asarray({name}, numpy.float32)")
+    kind = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
     if kind == "float32":
         return _KINDS.setdefault(dtype, "float32")
     if kind == "bfloat16":
         return _KINDS.setdefault(dtype, "bfloat16")
-    raise TypeError(f"{name}: dtype {kind} is not float32 or bfloat16")
+    remedy = f"{name}.float()" if _is_torch(value) else f"{name}.astype(numpy.float32)"
+    raise TypeError(f"{name}: dtype {kind} is not float32 or bfloat16; use {remedy}")
+
+
+def _refuse_convolution(W: Any) -> None:
+    if len(shape := tuple(W.shape)) == 4:
+        moved = f"W.{'permute' if _is_torch(W) else 'transpose'}(0, 2, 3, 1)"
+        raise ValueError(
+            f"W: shape {shape} has 4 dimensions, wanted 2: for a convolution (O, C, kh, kw) pass its matrix view "
+            f"{moved}.reshape(len(W), -1), C fastest, and a mask likewise"
+        )
 
 
 _KINDS: dict[Any, Literal["float32", "bfloat16"]] = {}

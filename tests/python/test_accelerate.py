@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,16 @@ from typing import Any
 import pytest
 import torch
 from nets import images, tiny_vit
+from pruned import prune
 from torch import nn
 
 from mpcore.masks import nm_mask
 from mpcore.models import accelerate as module
-from mpcore.models import sparse_ops
-from mpcore.models.accelerate import accelerate, find_pattern
+from mpcore.models import timings
+from mpcore.models.accelerate import accelerate
+from mpcore.models.eligible import find_pattern
 from mpcore.models.sparse_layers import SparseLinear
-from mpcore.pattern import Pattern
 from mpcore.records import SpeedReport
-
-
-def prune(model: nn.Module, pattern: str) -> nn.Module:
-    with torch.no_grad():
-        for name, layer in model.named_modules():
-            if isinstance(layer, nn.Linear) and "head" not in name:
-                layer.weight *= torch.from_numpy(nm_mask(layer.weight.abs(), pattern))
-    return model
 
 
 @pytest.fixture
@@ -41,16 +33,18 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST_GAIN", float("inf"))
 
 
-@pytest.mark.parametrize("pattern", ["1:2", "2:4", "1:4", "4:8", "1:8", "6:12", "8:16", "1:32"])
+@pytest.mark.parametrize(
+    "pattern", ["1:2", "2:4", "1:4", "4:8", "1:8", "6:12", "8:16", "1:32", "1:5", "1:20", "3:10", "5:24"]
+)
 def test_the_pattern_is_found_in_the_weights(pattern: str) -> None:
-    weight = torch.randn(64, 192, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(64, 960, generator=torch.Generator().manual_seed(0))
     mask = torch.from_numpy(nm_mask(weight.abs(), pattern))
     assert str(find_pattern(weight * mask)) == pattern
 
 
 def test_a_dense_weight_has_no_pattern() -> None:
     assert find_pattern(torch.ones(3, 96)) is None
-    assert find_pattern(torch.zeros(3, 7)) is None
+    assert find_pattern(torch.zeros(3, 37)) is None
 
 
 @pytest.mark.usefixtures("always")
@@ -114,140 +108,13 @@ def test_convolutions_that_stay_dense_have_their_reason(layer: nn.Conv2d, reason
     assert reason in row["reason"]
 
 
-class Mixed(nn.Module):
-    """Convolutions of every geometry the kernels take, and a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(8, 16, 3, stride=2, padding=1)
-        self.point = nn.Conv2d(16, 24, 1)
-        self.wide = nn.Conv2d(24, 16, (3, 1), padding=(2, 0), dilation=(2, 1), bias=False)
-        self.down = nn.Conv2d(16, 8, 1, stride=2, padding="valid")
-        self.fc = nn.Linear(8, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.down(self.wide(self.point(self.stem(x).relu()).relu()).relu()).mean((2, 3)))
-
-
-def mixed(pattern: str = "2:4") -> nn.Module:
-    torch.manual_seed(0)
-    model = Mixed().eval()
-    with torch.no_grad():
-        for layer in model.children():
-            layer.weight *= torch.from_numpy(nm_mask(layer.weight.abs().numpy(), pattern, axis=1))
-    return model
-
-
-@pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_convolutions_compute_the_same_in_both_memory_formats(order: torch.memory_format, dtype: torch.dtype) -> None:
-    model = mixed().to(dtype)
-    x = torch.randn(2, 8, 13, 10).to(dtype).contiguous(memory_format=order)
-    fast = accelerate(model, x)
-    assert [row["backend"] for row in fast.report.rows()] == ["cpu"] * 5
-    with torch.inference_mode():
-        stem = fast.model.stem(x)
-        torch.testing.assert_close(stem, model.stem(x), rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-2)
-        assert stem.is_contiguous(memory_format=order)
-        assert fast.model(x[:0]).shape == (0, 4)
-    assert fast.difference < (3e-2 if dtype == torch.bfloat16 else 1e-5)
-
-
-@pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("shape", [(4, 16, 1, 1), (4, 16, 1, 2), (1, 16, 1, 5), (2, 16, 2, 2)])
-def test_pointwise_convolutions_of_few_pixels_compute_the_same(
-    shape: tuple[int, ...], stride: int, order: torch.memory_format
-) -> None:
-    # As behind a global pool: several images of one pixel each.
-    layer = nn.Conv2d(16, 24, 1, stride=stride).eval()
-    with torch.no_grad():
-        layer.weight *= torch.from_numpy(nm_mask(layer.weight.abs().numpy(), "2:4", axis=1))
-    x = torch.randn(shape).contiguous(memory_format=order)
-    with torch.inference_mode():
-        torch.testing.assert_close(accelerate(layer, x).model(x), layer(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.usefixtures("always")
-def test_export_sees_the_operators_and_computes_the_same() -> None:
-    model, x = mixed("1:4"), torch.randn(2, 8, 13, 10)
-    fast = accelerate(model, x).model
-    with torch.no_grad():
-        program = torch.export.export(fast, (x,))
-        targets = [str(node.target) for node in program.graph.nodes]
-        assert targets.count("mpcore.nm_conv2d.default") == 4
-        assert targets.count("mpcore.nm_linear.default") == 1
-        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
-        compiled = torch.compile(fast, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.usefixtures("always")
-def test_the_code_torch_compiles_around_the_operators_computes_the_same() -> None:
-    model = prune(nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8)), "2:4")
-    x = torch.randn(5, 16)
-    fast = accelerate(model, x).model
-    assert sum(isinstance(layer, SparseLinear) for layer in fast.modules()) == 2
-    with torch.no_grad():
-        compiled = torch.compile(fast, fullgraph=True)
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.usefixtures("always")
-def test_a_state_dict_of_packed_weights_is_loaded_and_used() -> None:
-    first, x = prune(nn.Linear(16, 8), "2:4"), torch.randn(5, 16)
-    second = prune(nn.Linear(16, 8), "2:4")
-    fast, other = accelerate(first, x).model, accelerate(second, x).model
-    with torch.no_grad():
-        fast(x)
-        fast.load_state_dict(other.state_dict())
-        torch.testing.assert_close(fast(x), second(x))
-        again = accelerate(fast, x)
-    assert again.report.rows() == []
-    with pytest.raises(TypeError, match=r"take float32 and bfloat16, not torch\.float64"):
-        fast.double()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_bias_is_added_exactly_and_as_it_is_now(dtype: torch.dtype) -> None:
-    dense = prune(nn.Sequential(nn.Linear(16, 8)), "2:4")[0].to(dtype)
-    layer, zeros = SparseLinear(dense, Pattern("2:4")), torch.zeros(3, 16, dtype=dtype)
-    with torch.inference_mode():
-        assert torch.equal(layer(zeros), dense.bias.expand(3, 8))
-    layer.bias.mul_(2)
-    with torch.inference_mode():
-        assert torch.equal(layer(zeros), 2 * dense.bias.expand(3, 8))
-
-
-def test_what_the_kernels_keep_goes_with_the_weights() -> None:
-    layer = SparseLinear(prune(nn.Sequential(nn.Linear(16, 8)), "2:4")[0], Pattern("2:4"))
-    gc.collect()
-    before = len(sparse_ops._KERNELS)
-    with torch.inference_mode():
-        layer(torch.zeros(3, 16))
-    assert len(sparse_ops._KERNELS) == before + 1
-    del layer
-    gc.collect()
-    assert len(sparse_ops._KERNELS) == before
-
-
-def test_operators_refuse_what_does_not_fit() -> None:
-    layer = SparseLinear(prune(nn.Linear(16, 8), "2:4"), Pattern("2:4"))
-    with pytest.raises(ValueError, match=r"x: shape \(2, 8\) gives 8 inputs, the weights have 16"):
-        layer(torch.ones(2, 8))
-    with pytest.raises(TypeError, match=r"x is torch\.float64"):
-        layer(torch.ones(2, 16, dtype=torch.float64))
-
-
 def test_what_is_faster_without_sparsity_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(self: Any, key: str, calls: dict[str, Any]) -> dict[str, float]:
         known = {"sparse": 2.0, "the dense model in bfloat16": 1.0}
         medians = {name: known.get(name, 3.0) for name in calls}
-        return medians | {module._quartile(name): seconds for name, seconds in medians.items()}
+        return medians | {timings.quartile(name): seconds for name, seconds in medians.items()}
 
-    monkeypatch.setattr(module._Timings, "measure", measure)
+    monkeypatch.setattr(module.Timings, "measure", measure)
     notes = accelerate(prune(nn.Linear(16, 8), "2:4"), torch.randn(5, 16)).report.notes
     assert notes == ("the dense model in bfloat16 is 2.00 times as fast as the layer sparse, and needs no sparsity",)
 
@@ -266,8 +133,8 @@ def test_a_model_that_is_one_linear_is_replaced_whole() -> None:
 def test_a_layer_is_faster_by_medians_and_by_lower_quartiles() -> None:
     times = {"dense": 8.0, "sparse": 4.0}
     quartiles = {"dense, lower quartile": 3.0, "sparse, lower quartile": 2.0}
-    assert module._sure_gain({**times, **quartiles}, "dense") == 1.5
-    assert module._sure_gain({**times, **quartiles, "sparse": 8.0}, "dense") == 1.0
+    assert timings.sure_gain({**times, **quartiles}, "dense") == 1.5
+    assert timings.sure_gain({**times, **quartiles, "sparse": 8.0}, "dense") == 1.0
 
 
 def test_a_model_that_is_slower_as_a_whole_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +160,7 @@ def test_a_table_of_timings_is_believed_and_added_to(tmp_path: Path, monkeypatch
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("timed again")
 
-    monkeypatch.setattr(module, "interleave", refuse)
+    monkeypatch.setattr(timings, "interleave", refuse)
     assert accelerate(model, x, table=path).report == first.report
     path.write_text('{"timings": [3]}')
     with pytest.raises(ValueError, match=r"timings\.json: not a table"):

@@ -31,7 +31,7 @@ LAYERS: dict[int, set[str]] = {
     3: {"spectra", "masks", "permute", "compensate", "sparse", "certify"},
     4: {"budget", "verify"},
     5: {"models", "gpu"},
-    6: {"engine", "pipeline", "recovery", "report", "stream"},
+    6: {"engine", "pipeline", "prunerun", "recovery", "report", "stream"},
     7: {"cli", "demo"},
 }
 MAY_IMPORT: dict[int, set[str]] = {
@@ -62,6 +62,7 @@ PACKAGES: dict[str, set[str]] = {
     "gpu": {"torch"},
     "engine": {"ray"},
     "pipeline": {"torch"},
+    "prunerun": {"torch"},
     "recovery": {"torch"},
     "report": {"jinja2", "markupsafe"},
     "cli": {"typer", "rich", "torch"},

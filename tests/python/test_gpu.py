@@ -167,6 +167,32 @@ def test_an_audit_without_measurement_says_so_and_gives_no_figure() -> None:
         audit(model, dry=True)
 
 
+class Branching(torch.nn.Module):
+    """What a run without numbers cannot follow: a plain tensor, a branch on values, a layer called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.shift = torch.nn.Linear(64, 32), torch.ones(64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(input=x + self.shift) if x.sum() > -1e9 else x
+
+
+def test_an_audit_runs_the_model_itself_and_leaves_it_as_it_is() -> None:
+    model = Branching().train()
+    model.fc.weight.data.copy_(sparse_weight(32, 64))
+    rows = audit(model, torch.randn(3, 64), dry=True).rows()
+    assert rows[0]["reason"] == "not measured: dry run"
+    assert model.training
+    assert not model.fc._forward_pre_hooks
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_an_audit_names_an_empty_weight() -> None:
+    report = audit(torch.nn.Sequential(torch.nn.Linear(0, 16)), torch.zeros(2, 0), dry=True)
+    assert report.rows()[0]["reason"] == "0 columns is not a multiple of 16"
+
+
 def test_the_standard_audit_knows_vit_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     report = audit()

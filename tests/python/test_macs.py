@@ -10,6 +10,8 @@ from mpcore import nm_mask
 from mpcore.models import tome
 from mpcore.models.apply import as_matrix, from_matrix, hold_masks
 from mpcore.models.macs import MacReport, macs
+from mpcore.models.sparse_layers import SparseConv2d, SparseLinear
+from mpcore.pattern import Pattern
 
 
 def shapes_only(name: str) -> tuple[nn.Module, Tensor]:
@@ -141,6 +143,40 @@ def test_a_layer_called_twice_counts_twice():
     assert macs(nn.Sequential(layer, layer), torch.zeros(1, 4)).total == 32
 
 
+def test_accelerated_layers_count_as_the_dense_ones():
+    model, x = TinyConvNet(), images(2)
+    names = ["blocks.0._expand_conv", "blocks.1._project_conv", "tail.0", "tail.3", "fc"]
+    prune(model, names, "2:4")
+    expected = macs(model, x)
+    for name in names:
+        layer = model.get_submodule(name)
+        parent, _, child = name.rpartition(".")
+        sparse = SparseConv2d if isinstance(layer, nn.Conv2d) else SparseLinear
+        setattr(model.get_submodule(parent), child, sparse(layer, Pattern("2:4")))
+    assert macs(model, x) == expected
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "vit_base_patch16_rope_224"])
+def test_attention_of_kinds_that_are_not_counted_is_listed(name):
+    model, x = shapes_only(name)
+    report = macs(model, x)
+    assert report.attention == 0
+    assert "blocks.0.attn" in report.uncounted
+    assert macs(nn.TransformerEncoderLayer(8, 2, 16).eval(), torch.zeros(3, 2, 8)).uncounted[-1] == "self_attn"
+
+
+def test_a_layer_called_by_keyword_counts():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(input=x)
+
+    assert macs(Keyword(), torch.zeros(3, 4)).total == 8
+
+
 # rejection
 
 
@@ -152,6 +188,8 @@ def test_mistakes_are_named():
         macs(model, x, patterns={"blocks.0.attn": "2:4"})
     with pytest.raises(ValueError, match="model: ReLU runs no Linear"):
         macs(nn.ReLU(), x)
+    with pytest.raises(ValueError, match=r"example_input: an empty batch, shape \(0, 1, 8, 8\)"):
+        macs(model, x[:0])
 
 
 def test_the_report_is_plain():

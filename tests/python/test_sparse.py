@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import subprocess
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcore import Packed, _native, nm_linear, nm_mask, pack, reference
+from mpcore.models.apply import as_matrix
 
 PATTERNS = [(2, 4), (1, 4), (4, 8), (8, 16), (1, 2), (3, 4), (5, 7), (1, 32), (12, 16)]
 
@@ -100,8 +102,34 @@ def test_weights_that_cannot_be_packed_are_named(W, extra, message):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int8])
 def test_only_float32_and_bfloat16_are_packed(dtype):
-    with pytest.raises(TypeError, match="is not float32 or bfloat16"):
+    with pytest.raises(TypeError, match=r"is not float32 or bfloat16; use W\.astype\(numpy\.float32\)"):
         pack(np.zeros((1, 4), dtype), "2:4")
+    with pytest.raises(TypeError, match=r"W: dtype float64 is not float32 or bfloat16; use W\.float\(\)"):
+        pack(torch.zeros(1, 4, dtype=torch.float64), "2:4")
+    with pytest.raises(TypeError, match=r"W: list is no array; use numpy\.asarray\(W, numpy\.float32\)"):
+        pack([[0.0, 0.0, 1.0, 0.0]], "2:4")
+
+
+def test_the_weight_of_a_convolution_is_packed_as_its_matrix_view():
+    conv = torch.nn.Conv2d(4, 6, 3)
+    with pytest.raises(ValueError, match=r"pass its matrix view W\.permute\(0, 2, 3, 1\)\.reshape\(len\(W\), -1\)"):
+        pack(conv.weight, "2:4")
+    W = conv.weight.detach().numpy()
+    with pytest.raises(ValueError, match=r"matrix view W\.transpose\(0, 2, 3, 1\)\.reshape\(len\(W\), -1\), C fastest"):
+        pack(W, "2:4")
+    view = W.transpose(0, 2, 3, 1).reshape(len(W), -1)
+    np.testing.assert_array_equal(view, as_matrix(conv.weight))
+    mask = nm_mask(np.abs(view), "2:4")
+    np.testing.assert_array_equal(pack(view, "2:4", mask=mask).unpack(), view * mask)
+
+
+def test_bytes_of_the_other_order_give_the_same_product():
+    W, X = weights(5, 3, (2, 4)), np.random.default_rng(1).normal(size=(7, 12)).astype(np.float32)
+    swapped = pack(W.astype(">f4"), "2:4")
+    np.testing.assert_array_equal(swapped.unpack(), W)
+    found = nm_linear(swapped, X.astype(">f4"), bias=np.ones(5, ">f8"))
+    np.testing.assert_array_equal(found, nm_linear(pack(W, "2:4"), X, bias=np.ones(5)))
+    assert found.dtype.isnative
 
 
 def test_a_file_that_is_something_else_or_damaged_is_refused(tmp_path):
@@ -226,8 +254,14 @@ def test_arguments_that_do_not_fit_are_named(X, extra, message):
         nm_linear(pack(weights(4, 2, (2, 4)), "2:4"), X, **extra)
 
 
+def test_swapped_arguments_are_named():
+    packed = pack(weights(4, 2, (2, 4)), "2:4")
+    with pytest.raises(TypeError, match=r"packed: ndarray is not what mpcore\.pack returns; call nm_linear\(packed"):
+        nm_linear(np.ones((2, 8), np.float32), packed)
+
+
 def test_inputs_of_another_dtype_are_refused():
-    with pytest.raises(TypeError, match="X: dtype float64 is not float32 or bfloat16"):
+    with pytest.raises(TypeError, match=r"X: dtype float64 is not float32 or bfloat16; use X\.astype\("):
         nm_linear(pack(weights(4, 2, (2, 4)), "2:4"), np.ones((2, 8)))
 
 
@@ -282,3 +316,11 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_child_of_fork_computes_the_same():
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["0"]
+
+
+def test_packed_arrays_cannot_be_written_to():
+    packed = pack(weights(4, 2, (2, 4)), "2:4")
+    for again in (packed, pickle.loads(pickle.dumps(packed)), copy.deepcopy(packed)):
+        for array in (again.values, again.places):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 0

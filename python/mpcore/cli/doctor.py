@@ -13,6 +13,7 @@ import typer
 
 from mpcore.cli.options import MODEL_HELP, Json, OutFile, Quiet, Seed, Weights
 from mpcore.cli.session import session
+from mpcore.folder import MANIFEST, RUN, refuse_checkpoint, unfinished
 
 if TYPE_CHECKING:
     from mpcore.models.accelerate import Accelerated
@@ -128,14 +129,26 @@ def _accelerated(model: str, weights: str | None, batch_size: int, shape: str | 
 
     import mpcore
     from mpcore.models.data import input_size
+    from mpcore.models.evaluate import keep_modes
     from mpcore.models.source import load_model
 
-    if (Path(model) / "manifest.json").is_file():
+    if (Path(model) / MANIFEST).is_file():
+        refuse_checkpoint(Path(model), "timing")
         network = mpcore.load(model)
+    elif (Path(model) / RUN).is_file():
+        raise FileNotFoundError(unfinished(Path(model)))
     else:
         network = load_model(model, weights=weights, seed=seed)[0]
     size = input_size(network) if shape is None else _parse_shape(shape)
     example = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(seed))
+    try:
+        with keep_modes(network), torch.no_grad():
+            network.eval()(example)
+    except (RuntimeError, IndexError, AssertionError) as error:
+        where = "timm's size for it" if shape is None else f"--input {shape!r}"
+        raise ValueError(
+            f"{where}: the model does not take inputs of shape {tuple(example.shape)} ({error})"
+        ) from error
     return mpcore.accelerate(network, example)
 
 

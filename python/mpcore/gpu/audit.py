@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,19 +103,26 @@ def _standard(seed: int) -> Sequence[tuple[str, Tensor, int]]:
 
 
 def _observed(model: nn.Module, example_input: Tensor | None) -> Sequence[tuple[str, Tensor, int]]:
-    """Every Linear with the number of tokens it sees, from a run without numbers on the meta device."""
+    """Every Linear with the number of tokens it sees in one run, in evaluation mode."""
     if example_input is None:
         raise ValueError("audit: a model needs an example_input")
-    ghost = copy.deepcopy(model).to("meta").eval()
     seen: dict[str, int] = {}
 
-    def note(name: str, args: tuple[Tensor, ...]) -> None:
-        seen.setdefault(name, args[0].numel() // args[0].shape[-1])
+    def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = next((value for value in (*args[:1], *kwargs.values()) if isinstance(value, Tensor)), None)
+        if given is not None:
+            seen.setdefault(name, math.prod(given.shape[:-1]))
 
-    for name, module in ghost.named_modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(lambda _, args, name=name: note(name, args))
-    with torch.no_grad():
-        ghost(example_input.to("meta"))
-    linears = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
-    return [(name, module.weight.detach(), seen.get(name, 0)) for name, module in linears]
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    modes = {module: module.training for module in model.modules()}
+    with ExitStack() as stack:
+        for name, module in linears.items():
+            hook = module.register_forward_pre_hook(
+                lambda _, args, kwargs, name=name: note(name, args, kwargs), with_kwargs=True
+            )
+            stack.callback(hook.remove)
+        for part, mode in modes.items():
+            stack.callback(setattr, part, "training", mode)
+        with torch.no_grad():
+            model.eval()(example_input)
+    return [(name, module.weight.detach(), seen.get(name, 0)) for name, module in linears.items()]

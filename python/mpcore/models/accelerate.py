@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from mpcore.gpu.capability import why_not
-from mpcore.gpu.sparse24 import unsuitable
 from mpcore.gpu.table import SpeedTable
-from mpcore.gpu.timing import interleave, machine
+from mpcore.gpu.timing import machine
 from mpcore.html import facts
+from mpcore.models.batches import layer_input
 from mpcore.models.dense_rivals import dense_calls, free_calls
-from mpcore.models.evaluate import eval_mode
-from mpcore.models.sparse_layers import (
-    SparseConv2d,
-    SparseLinear,
-    SparseLinear24,
-    conv_matrix,
-)
-from mpcore.records import FORMAT, Pattern, SpeedRow, atomic
+from mpcore.models.eligible import Layer, why_dense
+from mpcore.models.evaluate import check_module, eval_mode
+from mpcore.models.outputs import difference, floating, rounding, run, tolerance
+from mpcore.models.sparse_layers import Sparse, SparseConv2d, SparseLinear, SparseLinear24
+from mpcore.models.timings import Timings, sure_gain
+from mpcore.records import SpeedRow
 
 BASELINE = "the faster of torch's own call and oneDNN with packed weights on the same input, runs alternating, medians"
 LEAST_GAIN = 1.05
@@ -36,15 +36,13 @@ LEAST_GAIN = 1.05
 LEAST_WHOLE = 1.0
 """Below this gain of the whole model every layer stays dense, however fast its sparse form was alone."""
 
-Layer = nn.Linear | nn.Conv2d
-_GROUPS = (2, 4, 8, 12, 16, 32)
-
 
 @dataclass(frozen=True)
 class Accelerated:
     """``model``: a copy with the faster layers in place, for inference; ``report``: what was measured and why.
 
-    ``difference`` is the largest change of an output on the example input, relative to the largest output.
+    ``difference`` is the largest change of a floating-point output on the example input, relative to the largest entry
+    of its tensor; 0 where there is no such output.
     """
 
     model: nn.Module
@@ -63,11 +61,13 @@ def accelerate(
 
     Patterns are found in the weights themselves; those of a convolution run along its input channels. Each different
     layer (pattern, shape, input, dtype) is timed once, on the activations of the example, against the best dense call.
-    Then the whole model is timed against the dense one, runs alternating; where it is slower, every layer stays dense.
+    A layer whose output differs by more than rounding stays dense, as does one that the model cannot do without: it is
+    run once with all of them. Then the whole model is timed against the dense one, runs alternating; where it is
+    slower, every layer stays dense.
     The sparse layers are operators (``torch.ops.mpcore``) that ``torch.compile`` and ``torch.export`` keep whole.
 
     Args:
-        model: stays as it is; the copy shares nothing with it.
+        model: stays as it is; the copy shares nothing with it, and none of its parameters has a gradient.
         example_input: one batch of the size to be run; the result takes any other size too.
         backend: ``"cpu"`` (our kernels), ``"cslt"`` (2:4 on sparse tensor cores), or ``"auto"``, by the model's device.
         table: a JSON file of earlier timings on this machine, taken as measured and added to; None times everything.
@@ -77,99 +77,75 @@ def accelerate(
         ``report.notes`` names what needs no sparsity and is faster still, if anything is.
 
     Raises:
-        ValueError: for an unknown back end, one that cannot run here, or a table that is not one.
+        TypeError: if ``model`` is no module or ``example_input`` no tensor.
+        ValueError: for an unknown back end, one that cannot run here, a table that is not one, or a model of which no
+            copy can be made that computes the same.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8))
         >>> accelerate(net, torch.randn(2, 8)).report.rows()[0]["reason"]
         'no N:M pattern: 0 % of its weights are zero'
     """
-    device = next(chain(model.parameters(), model.buffers())).device
+    check_module(model, "model")
+    _check_example(example_input)
+    device = next(chain(model.parameters(), model.buffers(), [example_input])).device
     backend = _choose(backend, device)
-    timings = _Timings(table, machine(device), device)
-    fast, seen = copy.deepcopy(model).eval(), _observe(model, example_input)
-    rows, swapped = [], []
-    for name, module in list(model.named_modules()):
-        if isinstance(module, Layer):
-            row, swap = _decide(name, module, seen.get(name), backend, timings)
-            rows.append(row)
-            if swap is not None:
-                fast = _swap(fast, name, swap)
-                swapped.append((row, module, seen[name]))
-    if swapped and not _pays(model, fast, example_input, backend, timings):
-        fast, swapped = copy.deepcopy(model).eval(), []
-        rows = [_dense_after_all(row) for row in rows]
-    notes = _notes(swapped, timings) if backend == "cpu" else ()
+    timings = Timings(table, machine(device), device)
+    choices, before = _choices(model, example_input, backend, timings)
+    fast, change, refused = _assemble(model, choices, example_input, before)
+    if len(refused) < len(choices.swaps) and not _pays(model, fast, example_input, backend, timings):
+        refused |= {name: "the whole model is not faster with it" for name in choices.swaps if name not in refused}
+        fast = _copy(model)
+        change = difference(before, floating(run(fast, example_input)))
+    with eval_mode(model):
+        notes = _notes(choices.kept(refused), timings) if backend == "cpu" else ()
     timings.save()
-    report = SpeedTable(machine(device), torch.get_num_threads(), BASELINE, tuple(rows), notes)
-    return Accelerated(fast, report, _difference(model, fast, example_input))
+    report = SpeedTable(machine(device), torch.get_num_threads(), BASELINE, choices.rows(refused), notes)
+    return Accelerated(fast, report, change)
 
 
-def find_pattern(weight: Tensor, *, groups: Sequence[int] = _GROUPS) -> Pattern | None:
-    """The sparsest N:M that a (rows, columns) weight obeys, the smallest M among equals; None if it obeys none.
-
-    Args:
-        weight: (rows, columns).
-        groups: the M to try; those that do not divide the columns are passed over.
-
-    Example:
-        >>> str(find_pattern(torch.tensor([[1.0, 0, 0, 2, 0, 0, 3, 4]])))
-        '2:4'
-    """
-    found = []
-    for group in groups:
-        if weight.shape[1] % group == 0:
-            keep = max(int((weight != 0).reshape(len(weight), -1, group).sum(2).max()), 1)
-            if keep < group:
-                found.append(Pattern((keep, group)))
-    return min(found, key=lambda pattern: (pattern.density, pattern.group), default=None)
+def _check_example(example_input: object) -> None:
+    if isinstance(example_input, Tensor):
+        return
+    hint = "a batch (inputs, targets) is not what a model takes; pass its inputs alone"
+    if not isinstance(example_input, (tuple, list)):
+        hint = "a model that takes something else needs a wrapper whose forward takes one tensor"
+    raise TypeError(f"example_input: a {type(example_input).__name__}, wanted one torch tensor; {hint}")
 
 
-class _Timings:
-    """Median seconds of the calls of a layer by machine, threads and layer; optionally on disk."""
+@dataclass(frozen=True)
+class _Choice:
+    """One layer of the model: its row, and where a sparse layer is faster that layer and the input it was timed on."""
 
-    def __init__(self, path: str | os.PathLike[str] | None, here: str, device: torch.device) -> None:
-        self.path = None if path is None else Path(path)
-        self.here, self.device = f"{here}, {torch.get_num_threads()} threads", device
-        self.known: dict[str, dict[str, float]] = {}
-        if self.path is not None and self.path.exists():
-            try:
-                data = json.loads(self.path.read_text(encoding="utf-8"))
-                for key, times in data["timings"].items():
-                    self.known[key] = {name: float(seconds) for name, seconds in times.items()}
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{self.path}: not a table of timings ({error!r})") from None
-
-    def measure(self, key: str, calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-        key = f"{self.here}, {key}"
-        known = self.known.setdefault(key, {})
-        if missing := {name for name in calls if _quartile(name) not in known}:
-            with torch.inference_mode():
-                timings = interleave(list(calls.values()), device=self.device)
-            for name, timing in zip(calls, timings, strict=True):
-                if name in missing:
-                    known[name], known[_quartile(name)] = timing.median, timing.low
-        return {name: known[name] for call in calls for name in (call, _quartile(call))}
-
-    def save(self) -> None:
-        if self.path is not None:
-            document = {"format": FORMAT, "kind": "timings", "timings": self.known}
-            with atomic(self.path) as temporary:
-                temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    row: SpeedRow
+    module: Layer
+    x: Tensor | None = None
+    sparse: Sparse | None = None
 
 
-def _quartile(call: str) -> str:
-    return f"{call}, lower quartile"
+@dataclass(frozen=True)
+class _Choices:
+    """Of all layers, in the order of the model."""
 
+    layers: Mapping[str, _Choice]
 
-def _sure_gain(times: Mapping[str, float], rival: str) -> float:
-    """How many times as fast the sparse call is; by medians or lower quartiles, whichever promises less.
+    @property
+    def swaps(self) -> dict[str, Sparse]:
+        """The sparse layers that are faster, by name."""
+        return {name: choice.sparse for name, choice in self.layers.items() if choice.sparse is not None}
 
-    On a busy machine one of the two may say anything: other processes take slices longer than a call.
-    """
-    return min(
-        times[name] / times[sparse] for name, sparse in ((rival, "sparse"), (_quartile(rival), _quartile("sparse")))
-    )
+    def kept(self, refused: Mapping[str, str]) -> list[_Choice]:
+        """The layers that run sparse."""
+        return [self.layers[name] for name in self.swaps if name not in refused]
+
+    def rows(self, refused: Mapping[str, str]) -> tuple[SpeedRow, ...]:
+        """One for each layer; ``refused`` says of layers that are faster why they stay dense nevertheless."""
+        return tuple(
+            replace(choice.row, backend="dense", reason=f"{choice.row.reason} alone, but {refused[name]}")
+            if name in refused
+            else choice.row
+            for name, choice in self.layers.items()
+        )
 
 
 def _choose(backend: str, device: torch.device) -> str:
@@ -183,63 +159,144 @@ def _choose(backend: str, device: torch.device) -> str:
     return backend
 
 
+def _choices(model: nn.Module, example_input: Tensor, backend: str, timings: Timings) -> tuple[_Choices, list[Tensor]]:
+    """What every layer would best run as, judged alone, and the outputs of the dense model."""
+    if lazy := next((n for n, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)), ""):
+        raise ValueError(f"model: {lazy} has no shape yet (lazy module); run the model once before")
+    seen = _observe(model, example_input)
+    before = floating(run(model, example_input))
+    with eval_mode(model):
+        layers = {
+            name: _decide(name, module, seen.get(name), backend, timings)
+            for name, module in model.named_modules()
+            if isinstance(module, Layer)
+        }
+    return _Choices(layers), before
+
+
 def _observe(model: nn.Module, example_input: Tensor) -> dict[str, Tensor]:
     """The first input of every Linear and Conv2d."""
     seen: dict[str, Tensor] = {}
 
-    def note(name: str, x: Tensor) -> None:
-        seen.setdefault(name, x)
+    def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with suppress(TypeError):  # no tensor: a forward of its own, which is said of the layer in any case
+            seen.setdefault(name, layer_input(args, kwargs))
 
     hooks = [
-        module.register_forward_pre_hook(lambda module, args, name=name: note(name, args[0]))
+        module.register_forward_pre_hook(
+            lambda module, args, kwargs, name=name: note(name, args, kwargs), with_kwargs=True
+        )
         for name, module in model.named_modules()
         if isinstance(module, Layer)
     ]
     try:
-        with eval_mode(model):
-            model(example_input)
+        run(model, example_input)
     finally:
         for hook in hooks:
             hook.remove()
     return seen
 
 
-def _decide(
-    name: str, module: Layer, x: Tensor | None, backend: str, timings: _Timings
-) -> tuple[SpeedRow, nn.Module | None]:
-    """The row of one layer, and what takes its place."""
-    reason, pattern = _unfit(module, x, backend)
+def _decide(name: str, module: Layer, x: Tensor | None, backend: str, timings: Timings) -> _Choice:
+    """Whether a sparse layer is faster in the place of one layer, and computes the same."""
+    reason, pattern = why_dense(module, x, backend)
     if reason or pattern is None or x is None:
-        return SpeedRow(name, False, "dense", None, None, None, reason), None
-    sparse: nn.Module
+        return _Choice(SpeedRow(name, False, "dense", None, None, None, reason), module)
+    sparse: Sparse
     if isinstance(module, nn.Conv2d):
-        sparse = SparseConv2d(module, pattern)
+        x, sparse = x if x.ndim == 4 else x[None], SparseConv2d(module, pattern)
     else:
         sparse = SparseLinear(module, pattern) if backend == "cpu" else SparseLinear24(module, x)
+    if _computes_something_else(module, sparse, x):
+        why = f"{pattern}, but its output is not that of its weight and bias"
+        return _Choice(SpeedRow(name, False, "dense", None, None, None, why), module)
     dense = dense_calls(module, x)
     times = timings.measure(f"{backend} {pattern} {_key(module, x)}", {**dense, "sparse": lambda: sparse(x)})
     rival = min(dense, key=lambda call: times[call])
     dense_s, sparse_s = times[rival], times["sparse"]
     gain = dense_s / sparse_s
-    if _sure_gain(times, rival) < LEAST_GAIN:
+    if sure_gain(times, rival) < LEAST_GAIN:
         why = f"{pattern}, but the gain over {rival} is below {LEAST_GAIN}"
-        return SpeedRow(name, True, "dense", dense_s, sparse_s, gain, why), None
-    return SpeedRow(name, True, backend, dense_s, sparse_s, gain, f"{pattern}, measured faster than {rival}"), sparse
+        return _Choice(SpeedRow(name, True, "dense", dense_s, sparse_s, gain, why), module)
+    row = SpeedRow(name, True, backend, dense_s, sparse_s, gain, f"{pattern}, measured faster than {rival}")
+    return _Choice(row, module, x, sparse)
 
 
-def _pays(model: nn.Module, fast: nn.Module, example_input: Tensor, backend: str, timings: _Timings) -> bool:
+def _computes_something_else(module: Layer, sparse: Sparse, x: Tensor) -> bool:
+    """Whether the outputs differ by more than rounding, relative to the largest sum of the products' magnitudes."""
+    dense, found = module(x), sparse(x)
+    if dense.shape != found.shape:
+        return True
+    weight, bias = module.weight.abs(), None if module.bias is None else module.bias.abs()
+    if isinstance(module, nn.Conv2d):
+        size = nn.Conv2d._conv_forward(module, x.abs(), weight, bias)
+    else:
+        size = nn.functional.linear(x.abs(), weight, bias)
+    sums = 32 * torch.finfo(torch.float32).eps * math.sqrt(weight[0].numel())
+    finite = dense.isfinite() & size.isfinite()
+    change, most = (dense.float() - found.float()).abs()[finite], size.float()[finite]
+    return bool(len(most)) and not bool((change <= (4 * rounding(x.dtype) + sums) * most.max()).all())
+
+
+def _assemble(
+    model: nn.Module, choices: _Choices, example_input: Tensor, before: Sequence[Tensor]
+) -> tuple[nn.Module, float, dict[str, str]]:
+    """A copy with the sparse layers in place, how far its output is off, and why some were left out.
+
+    A model may do more with a layer than call it. Where it fails or computes something else, every sparse layer is
+    tried alone, and those that do no harm stay.
+    """
+    most = tolerance(model, before)
+
+    def attempt(fast: nn.Module) -> tuple[float, str]:
+        try:
+            change = difference(before, floating(run(fast, example_input)))
+        except Exception as error:  # whatever the model's own code raises
+            reason = " ".join(str(error).split())[:120]
+            return math.inf, f"the model does not run with it ({type(error).__name__}: {reason})"
+        return change, "" if change <= most else f"with it an output changes by {change:.2g} of the largest"
+
+    swaps, refused = choices.swaps, {}
+    change, problem = attempt(fast := _swapped(_copy(model), swaps))
+    if problem:
+        trial = _copy(model)
+        for name, sparse in swaps.items():
+            dense, trial = trial.get_submodule(name), _swapped(trial, {name: sparse})
+            if alone := attempt(trial)[1]:
+                refused[name] = alone
+            trial = _swapped(trial, {name: dense})
+        left = {name: sparse for name, sparse in swaps.items() if name not in refused}
+        change, problem = attempt(fast := _swapped(_copy(model), left))
+        if problem:
+            refused |= dict.fromkeys(left, problem)
+            change, problem = attempt(fast := _copy(model))
+    if problem:
+        raise ValueError(
+            f"model: a copy without any sparse layer computes something else on example_input, by {change:.2g} of the "
+            "largest output; does the model keep state from call to call?"
+        )
+    return fast, change, refused
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """For inference: in evaluation mode, no parameter with a gradient."""
+    try:
+        return copy.deepcopy(model).eval().requires_grad_(False)
+    except RuntimeError as error:
+        for name, module in model.named_modules():
+            if any(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values()):
+                hint = f"torch.nn.utils.prune masks {name or 'it'}; torch.nn.utils.prune.remove makes that permanent"
+                raise ValueError(f"model: cannot be copied; {hint}") from error
+        raise ValueError(f"model: cannot be copied ({error})") from error
+
+
+def _pays(model: nn.Module, fast: nn.Module, example_input: Tensor, backend: str, timings: Timings) -> bool:
     """Whether the model with its sparse layers is at least as fast as the dense one, end to end."""
     design = hashlib.sha256(f"{model}\n{fast}".encode()).hexdigest()[:16]
     key = f"{backend} whole model {design} x {tuple(example_input.shape)} {example_input.dtype}"
     with eval_mode(model, fast):
         times = timings.measure(key, {"dense": lambda: model(example_input), "sparse": lambda: fast(example_input)})
-    return _sure_gain(times, "dense") >= LEAST_WHOLE
-
-
-def _dense_after_all(row: SpeedRow) -> SpeedRow:
-    if row.backend == "dense":
-        return row
-    return replace(row, backend="dense", reason=f"{row.reason} alone, but the whole model is not faster with it")
+    return sure_gain(times, "dense") >= LEAST_WHOLE
 
 
 def _key(module: Layer, x: Tensor) -> str:
@@ -251,78 +308,44 @@ def _key(module: Layer, x: Tensor) -> str:
     return f"{key} {order} stride {module.stride} padding {module.padding} dilation {module.dilation}"
 
 
-def _unfit(module: Layer, x: Tensor | None, backend: str) -> tuple[str, Pattern | None]:
-    """Why a layer cannot run sparse, or the pattern it has."""
-    kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
-    if type(module).forward is not kind.forward or module._forward_hooks or module._forward_pre_hooks:
-        return f"a {kind.__name__} with a forward of its own, or with hooks", None
-    if x is None:
-        return "the example does not call it", None
-    if x.dtype != module.weight.dtype:
-        return f"its input is {x.dtype}, its weight {module.weight.dtype}", None
-    if isinstance(module, nn.Conv2d) and (reason := _unfit_convolution(module, x, backend)):
-        return reason, None
-    weight = module.weight.detach()
-    if isinstance(module, nn.Conv2d):
-        pattern = find_pattern(conv_matrix(weight), groups=[g for g in _GROUPS if module.in_channels % g == 0])
-    else:
-        pattern = find_pattern(weight)
-    if pattern is None:
-        share = float((weight == 0).double().mean())
-        return f"no N:M pattern: {100 * share:.0f} % of its weights are zero", None
-    if backend == "cpu":
-        if weight.dtype not in (torch.float32, torch.bfloat16):
-            return f"{weight.dtype}: the CPU kernels take float32 and bfloat16", None
-    elif pattern.density > 0.5 or pattern.group > 4:
-        return f"{pattern} is not 2:4", None
-    elif reason := unsuitable(tuple(weight.shape), weight.dtype):
-        return reason, None
-    return "", pattern
-
-
-def _unfit_convolution(module: nn.Conv2d, x: Tensor, backend: str) -> str:
-    if backend != "cpu":
-        return "convolutions run dense on a GPU: no open kernel takes 2:4 convolutions"
-    if module.groups != 1:
-        return f"a convolution in {module.groups} groups"
-    if module.padding_mode != "zeros" or module.padding == "same":
-        return f"padding {module.padding!r} in mode {module.padding_mode!r}"
-    return "" if x.ndim == 4 else "its input has no batch dimension"
-
-
-def _notes(swapped: Sequence[tuple[SpeedRow, Layer, Tensor]], timings: _Timings) -> tuple[str, ...]:
+def _notes(kept: Sequence[_Choice], timings: Timings) -> tuple[str, ...]:
     """What needs no sparsity and is faster still, judged on the costliest sparse Linear in float32."""
     linear = [
-        (row, module, x)
-        for row, module, x in swapped
-        if isinstance(module, nn.Linear) and x.dtype == torch.float32 and row.sparse_s is not None
+        (choice.row.sparse_s, choice.row.layer, choice.module, choice.x)
+        for choice in kept
+        if isinstance(choice.module, nn.Linear) and choice.x is not None and choice.x.dtype == torch.float32
     ]
     if not linear:
         return ()
-    row, module, x = max(linear, key=lambda entry: entry[0].sparse_s or 0.0)
-    assert row.sparse_s is not None
+    sparse_s, name, module, x = max(linear, key=lambda entry: entry[0] or 0.0)
+    assert sparse_s is not None
     calls = free_calls(module, x)
     times = timings.measure(f"free {_key(module, x)}", calls)
-    layer = row.layer or "the layer"
     return tuple(
-        f"{name} is {row.sparse_s / seconds:.2f} times as fast as {layer} sparse, and needs no sparsity"
-        for name, seconds in ((name, times[name]) for name in calls)
-        if row.sparse_s / seconds >= LEAST_GAIN
+        f"{call} is {sparse_s / times[call]:.2f} times as fast as {name or 'the layer'} sparse, and needs no sparsity"
+        for call in calls
+        if sparse_s / times[call] >= LEAST_GAIN
     )
 
 
-def _swap(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    if not name:
-        return module
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-    return model
+def _swapped(fast: nn.Module, swaps: Mapping[str, nn.Module]) -> nn.Module:
+    """The model with these layers in place, under all the names a layer has."""
+    # Looked up before anything moves: a layer may lie inside another, as those of a parametrization do.
+    for before, layer in [(fast.get_submodule(name), layer) for name, layer in swaps.items()]:
+        if before is fast:
+            return layer
+        for parent in list(fast.modules()):
+            for child in [child for child, module in parent._modules.items() if module is before]:
+                setattr(parent, child, layer)
+                if isinstance(parent, nn.TransformerEncoderLayer) and isinstance(layer, Sparse):
+                    # Its fast path reads the weights and calls no layer; torch takes the other where there are hooks.
+                    layer._forward_pre_hooks.clear()
+                    layer.register_forward_pre_hook(_no_fast_path)
+    for module in fast.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, Sparse) for m in module.modules()):
+            module.use_nested_tensor = False
+    return fast
 
 
-def _difference(model: nn.Module, fast: nn.Module, example_input: Tensor) -> float:
-    with eval_mode(model, fast):
-        before, after = model(example_input), fast(example_input)
-    if not isinstance(before, Tensor):
-        before, after = before[0], after[0]
-    largest = float(before.abs().max())
-    return float((after - before).abs().max()) / largest if largest else 0.0
+def _no_fast_path(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Hook that does nothing."""

@@ -26,19 +26,19 @@ SHARED = "shared"
 """Metadata key: a JSON object, alias -> the name a tensor is stored under."""
 
 
-def save_model(model: nn.Module, masks: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def save_model(model: nn.Module, masks: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write the state dict of ``model``; every weight a mask prunes is stored as exactly +0.0.
 
     Parameters that are one tensor under several names are stored once and named in the file's metadata.
 
     Args:
         model: on any device.
-        masks: layer name -> bool tensor in the weight's shape, true = kept.
+        masks: layer name -> bool tensor or array in the weight's shape, true = kept.
         path: the .safetensors file; written whole or not at all.
 
     Raises:
-        ValueError: if a pruned weight is not zero, if a pruned layer shares its weight with another, or if the state
-            dict holds something that is not a tensor.
+        ValueError: if a mask's layer has no weight, if a pruned weight is not zero, if a pruned layer shares its weight
+            with another, or if the state dict holds something that is not a tensor.
     """
     tensors, aliases = collect(model, masks)
     metadata = {"format": "pt"} | ({SHARED: json.dumps(aliases)} if aliases else {})
@@ -95,19 +95,31 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     return fill(model, tensors, metadata, path)
 
 
-def collect(model: nn.Module, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def collect(model: nn.Module, masks: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What is stored of a model: CPU copies with exact zeros, and alias -> stored name of shared tensors."""
     state = _state(model)
-    layers = {f"{layer}.weight": layer for layer in masks}
+    layers = {weight_name(layer): layer for layer in masks}
+    for name, layer in layers.items():
+        if name not in state:
+            raise ValueError(f"masks: {layer!r} has a mask, but the model has no {name!r}")
     aliases = {name: owner for name, owner in _owners(state).items() if name != owner}
     for name, owner in aliases.items():
         if pruned := {name, owner} & set(layers):
             layer = layers[min(pruned)]
             raise ValueError(f"layer {layer}: pruned, but {owner} and {name} are one tensor; untie them first")
-    tensors = {name: state[name].detach().cpu().clone().contiguous() for name in state if name not in aliases}
+    tensors = {
+        name: state[name].detach().cpu().clone().contiguous().resolve_conj().resolve_neg()
+        for name in state
+        if name not in aliases
+    }
     for name, layer in layers.items():
-        _zero(tensors[name], masks[layer], layer)
+        _zero(tensors[name], torch.as_tensor(masks[layer]), layer)
     return tensors, aliases
+
+
+def weight_name(layer: str) -> str:
+    """The name of a layer's weight in the state dict; the layer "" is the model itself."""
+    return f"{layer}.weight" if layer else "weight"
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -124,7 +136,7 @@ def fill(
     model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], path: str | os.PathLike[str]
 ) -> nn.Module:
     """Load ``tensors`` and the aliases in ``metadata`` into ``model``, refusing anything that does not fit."""
-    stored = tensors | {alias: tensors[name] for alias, name in json.loads(metadata.get(SHARED, "{}")).items()}
+    stored = tensors | {alias: tensors[name] for alias, name in _aliases(tensors, metadata, path).items()}
     wanted = _state(model)
     for names, what in ((wanted.keys() - stored.keys(), "lacks"), (stored.keys() - wanted.keys(), "also holds")):
         if names:
@@ -138,13 +150,26 @@ def fill(
     return model
 
 
+def _aliases(tensors: dict[str, Tensor], metadata: dict[str, str], path: str | os.PathLike[str]) -> dict[str, str]:
+    """Alias -> the name it is stored under, both as the file says."""
+    text = metadata.get(SHARED, "{}")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(n, str) and n in tensors for n in found.values()):
+        raise ValueError(f"{path}: {SHARED} is {text[:80]!r}, wanted names of tensors in the file")
+    return found
+
+
 def state_sha256(model: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a model's parameters and buffers."""
     seal = hashlib.sha256()
     for name, tensor in _state(model).items():
         seal.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor.numel():
-            seal.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+            seal.update(plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return seal.hexdigest()
 
 
@@ -157,11 +182,12 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _owners(state: dict[str, Tensor]) -> dict[str, str]:
-    """Name -> first name of the very same tensor (storage, offset, shape and strides)."""
+    """Name -> first name of the very same tensor (storage, offset, shape, strides, and how its bits are read)."""
     first: dict[Any, str] = {}
     owners = {}
     for name, tensor in state.items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+        read_as = tensor.dtype, tensor.is_conj(), tensor.is_neg()
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), *read_as) if tensor.numel() else name
         owners[name] = first.setdefault(key, name)
     return owners
 

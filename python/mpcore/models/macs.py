@@ -1,12 +1,13 @@
 """Multiply-accumulates of one sample: what a model computes, and what its N:M patterns leave of it.
 
-Counted are Linear and Conv2d layers, by hooks, and the two products of attention, QK' and (softmax) V, of timm's
-Attention and WindowAttention. Norms, activations and softmax are not. A layer whose weights keep to a pattern counts
-N/M of its products; this is what hardware for the pattern executes, not a running time.
+Counted are Linear and Conv2d layers, dense or accelerated, by hooks, and the two products of attention, QK' and
+(softmax) V, of timm's Attention and WindowAttention. Norms, activations and softmax are not. A layer whose weights keep
+to a pattern counts N/M of its products; this is what hardware for the pattern executes, not a running time.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,10 +20,16 @@ from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from mpcore.models import tome
+from mpcore.models.batches import layer_input
+from mpcore.models.eligible import layer_pattern
+from mpcore.models.sparse_layers import Sparse, SparseConv2d, SparseLinear, SparseLinear24
 from mpcore.records import Pattern
 
 Convention = Literal["exact", "paper"]
-Counted = nn.Linear | nn.Conv2d | Attention | WindowAttention
+Layer = nn.Linear | nn.Conv2d | SparseLinear | SparseConv2d | SparseLinear24
+Counted = Layer | Attention | WindowAttention
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+"""Attributes by which a module is known for attention."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class MacReport:
     total: int
     baseline: int
     layers: tuple[LayerMacs, ...]
-    uncounted: tuple[str, ...]  # Linear and Conv2d layers that were never called
+    uncounted: tuple[str, ...]  # Linear and Conv2d layers never called, and attention of kinds that are not counted
 
     @property
     def attention(self) -> int:
@@ -83,7 +90,8 @@ def macs(
         patterns: layer name -> pattern to count with; None reads the patterns off the zeros of the weights.
 
     Raises:
-        ValueError: for another convention, a name that is no counted layer, or a model in which nothing is counted.
+        ValueError: for another convention, a name that is no counted layer, an empty batch, or a model in which
+            nothing is counted.
 
     Example:
         >>> report = macs(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), torch.zeros(1, 3, 4, 4))
@@ -92,6 +100,8 @@ def macs(
     """
     if convention not in ("exact", "paper"):
         raise ValueError(f"convention: {convention!r}, wanted 'exact' or 'paper'")
+    if not len(example_input):
+        raise ValueError(f"example_input: an empty batch, shape {tuple(example_input.shape)}")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Counted)}
     found = (
         {name: _pattern_of(module) for name, module in layers.items()} if patterns is None else _given(patterns, layers)
@@ -104,13 +114,13 @@ def macs(
         with tome.suspended(model):
             baseline = sum(_count(model, layers, example_input, convention).values())
     rows = tuple(_row(name, layers[name], count, found.get(name)) for name, count in dense.items())
-    silent = tuple(n for n, m in layers.items() if n not in dense and isinstance(m, (nn.Linear, nn.Conv2d)))
-    return MacReport(convention, sum(row.macs for row in rows), baseline, rows, silent)
+    silent = tuple(name for name, module in layers.items() if name not in dense and isinstance(module, Layer))
+    return MacReport(convention, sum(row.macs for row in rows), baseline, rows, silent + _other_attention(model))
 
 
 def _row(name: str, module: nn.Module, dense: int, pattern: Pattern | None) -> LayerMacs:
-    kind = {nn.Linear: "linear", nn.Conv2d: "conv2d"}
-    label = next((text for cls, text in kind.items() if isinstance(module, cls)), "attention")
+    label = "linear" if isinstance(module, Layer) else "attention"
+    label = "conv2d" if isinstance(module, nn.Conv2d | SparseConv2d) else label
     left = dense if pattern is None else dense * pattern.keep // pattern.group
     return LayerMacs(name, label, dense, left, pattern)
 
@@ -119,26 +129,34 @@ def _given(
     patterns: Mapping[str, str | tuple[int, int] | Pattern], layers: Mapping[str, nn.Module]
 ) -> dict[str, Pattern | None]:
     for name in patterns:
-        if not isinstance(layers.get(name), (nn.Linear, nn.Conv2d)):
+        if not isinstance(layers.get(name), Layer):
             raise ValueError(f"patterns: {name!r} is no Linear or Conv2d of the model")
     return {name: Pattern(pattern) for name, pattern in patterns.items()}
 
 
 def _pattern_of(module: nn.Module) -> Pattern | None:
     """The sparsest N:M that the weights keep to along their input channels; None for dense, or all-zero, weights."""
-    weight = module.weight if isinstance(module, (nn.Linear, nn.Conv2d)) else None
-    if weight is None or weight.device.type == "meta":
+    if isinstance(module, Sparse):
+        return module.pattern
+    if not isinstance(module, (nn.Linear, nn.Conv2d)) or module.weight.device.type == "meta":
         return None
-    kept = (weight.detach() != 0).transpose(1, -1)
-    if kept.float().mean() > 31 / 32:
-        return None
-    channels, found = kept.shape[-1], []
-    for group in range(2, 33):
-        if channels % group == 0:
-            keep = int(kept.reshape(-1, group).sum(dim=1).max())
-            if 0 < keep < group:
-                found.append(Pattern((keep, group)))
-    return min(found, key=lambda pattern: pattern.density, default=None)
+    share = float((module.weight.detach() != 0).float().mean())
+    return layer_pattern(module) if 0 < share <= 31 / 32 else None
+
+
+def _other_attention(model: nn.Module) -> tuple[str, ...]:
+    """Modules with heads that are no attention of a kind counted here, and have none inside."""
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (Attention, WindowAttention)) or any(hasattr(module, head) for head in _HEADS)
+    ]
+    return tuple(
+        name
+        for name in found
+        if not any(other != name and other.startswith(f"{name}." if name else "") for other in found)
+        and not isinstance(model.get_submodule(name), (Attention, WindowAttention))
+    )
 
 
 def _count(
@@ -150,7 +168,7 @@ def _count(
     with ExitStack() as stack:
         for name, module in layers.items():
             hook = _Counter(name, counts, entered if convention == "paper" else {})
-            stack.callback(module.register_forward_hook(hook).remove)
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         for name, module in model.named_modules():
             if isinstance(module, tome.MergingBlock):
                 stack.callback(module.register_forward_pre_hook(_Entry(name, entered)).remove)
@@ -178,16 +196,17 @@ class _Counter:
     counts: dict[str, int]
     entered: dict[str, int]
 
-    def __call__(self, module: Counted, args: tuple[Any, ...], output: Tensor) -> None:
-        self.counts[self.name] += self.products(module, args[0], output)
+    def __call__(self, module: Counted, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        self.counts[self.name] += self.products(module, layer_input(args, kwargs), output)
 
     def products(self, module: Counted, x: Tensor, output: Tensor) -> int:
-        if isinstance(module, nn.Conv2d):
-            return output.numel() // module.out_channels * module.weight.numel()
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (nn.Conv2d, SparseConv2d)):
+            columns = math.prod(module.kernel_size) * module.in_channels // module.groups
+            return output.numel() * columns
+        if isinstance(module, (nn.Linear, SparseLinear, SparseLinear24)):
             before_merge = next((n for prefix, n in self.entered.items() if self.name.startswith(prefix)), None)
-            positions = x.numel() // module.in_features if before_merge is None else before_merge
-            return positions * module.weight.numel()
+            positions = math.prod(x.shape[:-1]) if before_merge is None else before_merge
+            return positions * module.in_features * module.out_features
         sequences, tokens, _ = x.shape
         return 2 * sequences * tokens * tokens * module.proj.in_features
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mpcore.models.apply import layer_of
 from mpcore.models.evaluate import eval_mode
 from mpcore.models.inventory import inventory
+from mpcore.models.sparse_layers import Sparse
 from mpcore.records import atomic
 
 
@@ -33,13 +34,17 @@ def to_onnx(
 
     Raises:
         ImportError: without the packages of ``mpcore[onnx]``.
-        ValueError: if a layer's zeros are not in the file; it names the layer.
+        ValueError: for an accelerated model, or if a layer's zeros are not in the file; it names the layer.
     """
     for name in ("onnx", "onnxscript"):
         if importlib.util.find_spec(name) is None:
             raise ImportError(f"ONNX export needs {name}; install mpcore[onnx]")
     import onnx
 
+    found = next((name for name, module in model.named_modules() if isinstance(module, Sparse)), None)
+    if found is not None:
+        name = found or type(model).__name__
+        raise ValueError(f"layer {name}: ONNX has no such sparse layer; export the model before accelerate")
     shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None
     with atomic(path) as temporary:
         with eval_mode(model), torch.inference_mode(False), torch.no_grad():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from mpcore.gpu.sparse24 import compress, tune
 from mpcore.gpu.sparse24 import linear as linear24
-from mpcore.models.sparse_ops import nm_conv2d, nm_linear, packed_tensors
+from mpcore.models import sparse_ops
+from mpcore.models.sparse_ops import nm_conv2d, nm_linear, nm_unpack, packed_tensors
 from mpcore.pattern import Pattern
 from mpcore.sparse import pack
+
+_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class _SparseLayer(nn.Module):
@@ -18,26 +23,65 @@ class _SparseLayer(nn.Module):
     values: Tensor
     places: Tensor
     bias: Tensor | None
+    _dense: tuple[tuple[int, ...], Tensor] | None = None
 
     def __init__(self, matrix: Tensor, bias: Tensor | None, pattern: Pattern) -> None:
         super().__init__()
         self.pattern = pattern
         self.sizes = matrix.shape[1], pattern.keep, pattern.group
-        values, places = packed_tensors(pack(matrix, pattern))
-        self.register_buffer("values", values)
-        self.register_buffer("places", places)
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        with torch.inference_mode(False):  # torch does not count what is written to tensors made in inference mode
+            values, places = packed_tensors(pack(matrix, pattern))
+            self.register_buffer("values", values)
+            self.register_buffer("places", places)
+            self.register_buffer("bias", None if bias is None else bias.detach().clone())
+
+    @property
+    def weight(self) -> Tensor:
+        """A copy in the shape of the dense layer: unpacked when first asked for, kept until the layer changes."""
+        if torch.compiler.is_compiling():
+            return self._shaped(nm_unpack(self.values, self.places, *self.sizes))
+        now = sparse_ops.state(self.values, self.places)
+        if self._dense is None or self._dense[0] != (*now, self._dense[1]._version):
+            with torch.inference_mode(False):
+                matrix = self._shaped(nm_unpack(self.values, self.places, *self.sizes))
+            self._dense = (*now, matrix._version), matrix
+        return self._dense[1]
+
+    def _shaped(self, matrix: Tensor) -> Tensor:
+        return matrix
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor | None, int, int, int]:
         """What the operators take for the weights."""
         buffers = self._buffers  # attributes of a module that are tensors take a slow way
         return buffers["values"], buffers["places"], buffers["bias"], *self.sizes  # type: ignore[return-value]
 
+    def _product(self, operator: Any, input: Tensor, *geometry: Any) -> Tensor:
+        refuse_gradients(input)
+        x = _autocast(input)
+        half = x.dtype is torch.float16
+        result: Tensor = operator(x.float() if half else x, *self.weights(), *geometry)
+        return result.half() if half else result
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_dense"}
+
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]  # nn.Module's own signature
-        layer = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if layer.values.dtype not in (torch.float32, torch.bfloat16):
-            raise TypeError(f"the sparse kernels take float32 and bfloat16, not {layer.values.dtype}")
-        return layer
+        before = dict(self._buffers)
+        with torch.inference_mode(False):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.values.dtype not in _DTYPES:
+            wanted = self.values.dtype
+            self._buffers.update(before)
+            raise TypeError(
+                f"the sparse kernels take float32 and bfloat16, not {wanted}; the layers before this one may be "
+                "converted already: convert the model they were made from and accelerate that"
+            )
+        self._buffers["places"] = self.places.to(torch.uint8)
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        sparse_ops.forget(self.values)
+        super()._load_from_state_dict(*args)
 
 
 class SparseLinear(_SparseLayer):
@@ -47,11 +91,9 @@ class SparseLinear(_SparseLayer):
         super().__init__(dense.weight.detach(), dense.bias, pattern)
         self.in_features, self.out_features = dense.in_features, dense.out_features
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features), in the dtype of x."""
-        refuse_gradients(x)
-        result: Tensor = nm_linear(x, *self.weights())
-        return result
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features), in the dtype of the input, or of autocast where that is on."""
+        return self._product(nm_linear, input)
 
     def extra_repr(self) -> str:
         """Shape and pattern, for ``print(model)``."""
@@ -61,35 +103,49 @@ class SparseLinear(_SparseLayer):
 class SparseConv2d(_SparseLayer):
     """A Conv2d with zero padding and one group whose weight is N:M along its input channels."""
 
+    groups, padding_mode, transposed = 1, "zeros", False
+
     def __init__(self, dense: nn.Conv2d, pattern: Pattern) -> None:
         super().__init__(conv_matrix(dense.weight.detach()), dense.bias, pattern)
-        self.kernel, self.stride, self.dilation = dense.kernel_size, dense.stride, dense.dilation
+        self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
+        self.kernel_size, self.stride, self.dilation = dense.kernel_size, dense.stride, dense.dilation
         self.padding = explicit_padding(dense)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(images, channels, height, width) in either memory format -> the same format."""
-        refuse_gradients(x)
-        geometry = self.kernel, self.stride, self.padding, self.dilation
-        result: Tensor = nm_conv2d(x, *self.weights(), *geometry)
-        return result
+    def forward(self, input: Tensor) -> Tensor:
+        """([images,] channels, height, width) in either memory format -> the same format."""
+        geometry = self.kernel_size, self.stride, self.padding, self.dilation
+        if input.ndim == 3:
+            return self._product(nm_conv2d, input[None], *geometry)[0]
+        return self._product(nm_conv2d, input, *geometry)
+
+    def _shaped(self, matrix: Tensor) -> Tensor:
+        height, width = self.kernel_size
+        split = matrix.reshape(self.out_channels, height, width, self.in_channels)
+        return split.permute(0, 3, 1, 2).contiguous()
 
     def extra_repr(self) -> str:
         """Geometry and pattern, for ``print(model)``."""
-        return f"{len(self.values)} x {self.sizes[0]}, kernel {self.kernel}, stride {self.stride}, {self.pattern}"
+        return f"{len(self.values)} x {self.sizes[0]}, kernel {self.kernel_size}, stride {self.stride}, {self.pattern}"
 
 
 class SparseLinear24(nn.Module):
     """A Linear whose 2:4 weight runs on sparse tensor cores."""
 
+    pattern = Pattern("2:4")
+
     def __init__(self, dense: nn.Linear, example: Tensor) -> None:
         super().__init__()
+        self.in_features, self.out_features = dense.in_features, dense.out_features
         self.weight = tune(compress(dense.weight.detach()), example)
         self.bias = None if dense.bias is None else dense.bias.detach()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        refuse_gradients(x)
-        return linear24(x, self.weight, self.bias)
+        refuse_gradients(input)
+        return linear24(input, self.weight, self.bias)
+
+
+Sparse = SparseLinear | SparseConv2d | SparseLinear24
 
 
 def conv_matrix(weight: Tensor) -> Tensor:
@@ -111,4 +167,14 @@ def explicit_padding(layer: nn.Conv2d) -> tuple[int, int]:
 def refuse_gradients(x: Tensor) -> None:
     """Raise RuntimeError where a gradient would be lost."""
     if x.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("accelerated layers have no gradients; train the model they were made from")
+        raise RuntimeError(
+            "accelerated layers have no gradients: run the model under torch.no_grad() or torch.inference_mode(), "
+            "or train the model it was made from"
+        )
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """The input in the dtype of autocast, where it is on: what a dense layer computes in."""
+    if torch.is_autocast_enabled("cpu") and x.dtype in (*_DTYPES, torch.float16):
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x

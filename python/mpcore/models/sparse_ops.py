@@ -1,7 +1,9 @@
 """Sparse layers as registered torch operators, so that ``torch.compile`` and ``torch.export`` see them whole.
 
 ``torch.ops.mpcore.nm_linear`` and ``torch.ops.mpcore.nm_conv2d`` take the packed weights as two tensors, values and
-places (:class:`mpcore.Packed`). What the kernels make of them is kept for as long as the tensor of values lives.
+places (:class:`mpcore.Packed`). What the kernels make of them is kept for as long as the tensor of values lives, and
+made anew where one of the two was changed. Changes that torch does not count are not seen: those in place through
+``.data``, and those in place of tensors that were made in inference mode.
 """
 
 from __future__ import annotations
@@ -28,32 +30,53 @@ _LIBRARY.define(
     "nm_conv2d(Tensor x, Tensor values, Tensor places, Tensor? bias, int columns, int keep, int group, "
     "SymInt[2] kernel, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation) -> Tensor"
 )
-_KERNELS: dict[int, tuple[weakref.ref[Tensor], int, _native.NmWeights]] = {}
+_LIBRARY.define("nm_unpack(Tensor values, Tensor places, int columns, int keep, int group) -> Tensor")
+_KERNELS: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor], tuple[int, ...], _native.NmWeights]] = {}
 """By the identity of the tensor of values, which is looked up faster than a weak key."""
 
 
 def packed_tensors(packed: Packed) -> tuple[Tensor, Tensor]:
     """Values (float32 or bfloat16) and places (uint8) of packed weights, for the operators."""
-    values = torch.from_numpy(packed.values)
-    return values.view(torch.bfloat16) if packed.dtype == "bfloat16" else values, torch.from_numpy(packed.places)
+    values = torch.from_numpy(packed.values.copy())
+    return values.view(torch.bfloat16) if packed.dtype == "bfloat16" else values, torch.from_numpy(packed.places.copy())
+
+
+def forget(values: Tensor) -> None:
+    """Drop what the kernels keep of these values, for changes that nothing counts."""
+    _KERNELS.pop(id(values), None)
+
+
+def state(values: Tensor, places: Tensor) -> tuple[int, ...]:
+    """What changes with the contents of the two tensors, as far as torch counts."""
+    version = 0 if values.is_inference() else values._version
+    return version, 0 if places.is_inference() else places._version, values.data_ptr(), places.data_ptr()
+
+
+def _packed(values: Tensor, places: Tensor, columns: int, keep: int, group: int) -> Packed:
+    return Packed(_raw(values.contiguous()), places.contiguous().numpy(), columns, Pattern((keep, group)))
 
 
 def _kernel(values: Tensor, places: Tensor, columns: int, keep: int, group: int) -> _native.NmWeights:
-    """The weights as the kernels read them; made anew where the values were changed in place."""
-    version, key, kernels = 0 if values.is_inference() else values._version, id(values), _KERNELS
+    """The weights as the kernels read them; made anew where values or places were changed."""
+    now, key, kernels = state(values, places), id(values), _KERNELS
     known = kernels.get(key)
-    if known is None or known[0]() is not values or known[1] != version:
-        packed = Packed(_raw(values.contiguous()), places.contiguous().numpy(), columns, Pattern((keep, group)))
+    if known is None or known[0]() is not values or known[1]() is not places or known[2] != now:
+        packed = _packed(values, places, columns, keep, group)
         # The entry goes with the tensor, before another one can have its identity.
         owner = weakref.ref(values, lambda _: kernels.pop(key, None))
-        known = kernels[key] = owner, version, packed.kernel
-    return known[2]
+        known = kernels[key] = owner, weakref.ref(places), now, packed.kernel
+    return known[3]
 
 
 def _raw(tensor: Tensor) -> npt.NDArray[Any]:
     """float32 as it is, bfloat16 as uint16, sharing memory."""
     tensor = tensor.detach() if tensor.requires_grad else tensor
     return (tensor if tensor.dtype is torch.float32 else tensor.view(torch.uint16)).numpy()
+
+
+def _unpack(values: Tensor, places: Tensor, columns: int, keep: int, group: int) -> Tensor:
+    """The (rows, columns) matrix of packed weights, in their dtype."""
+    return torch.from_numpy(_packed(values, places, columns, keep, group).unpack()).to(values.dtype)
 
 
 def _linear(
@@ -88,8 +111,11 @@ def _conv2d(
     dilation: Sequence[int],
 ) -> Tensor:
     """(images, channels, height, width), contiguous or channels_last -> the same order, in the dtype of x."""
+    if x.ndim != 4:
+        raise ValueError(f"x: shape {tuple(x.shape)}, wanted (images, channels, height, width)")
     images, channels, height, width = x.shape
     _check_input(x, channels * kernel[0] * kernel[1], columns, values)
+    _check_size((height, width), kernel, padding, dilation)
     weights, last = _kernel(values, places, columns, keep, group), _is_last(x)
     x = x if last else x.contiguous()
     out = _conv2d_shape(x, values, places, bias, columns, keep, group, kernel, stride, padding, dilation)
@@ -98,6 +124,10 @@ def _conv2d(
     geometry = ((images, channels), (height, width), *pairs)
     weights.conv2d(source, target, last, geometry, (_bias(bias), None, values.dtype != x.dtype, *team(None)))
     return out
+
+
+def _unpack_shape(values: Tensor, places: Tensor, columns: int, keep: int, group: int) -> Tensor:
+    return values.new_empty((values.shape[0], columns))
 
 
 def _linear_shape(x: Tensor, values: Tensor, *_: object) -> Tensor:
@@ -136,6 +166,15 @@ def _bias(bias: Tensor | None) -> npt.NDArray[Any] | None:
     return _raw((bias if bias.dtype in _DTYPES else bias.float()).contiguous())
 
 
+def _check_size(size: tuple[int, int], kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
+    padded = [length + 2 * pad for length, pad in zip(size, padding, strict=True)]
+    covered = [step * (length - 1) + 1 for length, step in zip(kernel, dilation, strict=True)]
+    if padded[0] < covered[0] or padded[1] < covered[1]:
+        raise ValueError(
+            f"x: {padded[0]} x {padded[1]} with its padding is smaller than the kernel, {covered[0]} x {covered[1]}"
+        )
+
+
 def _check_input(x: Tensor, found: int, columns: int, values: Tensor) -> None:
     if found != columns:
         raise ValueError(f"x: shape {tuple(x.shape)} gives {found} inputs, the weights have {columns}")
@@ -143,10 +182,12 @@ def _check_input(x: Tensor, found: int, columns: int, values: Tensor) -> None:
         raise TypeError(f"x is {x.dtype}, the weights are {values.dtype}; wanted float32 or bfloat16")
 
 
-for _name, _function in (("nm_linear", _linear), ("nm_conv2d", _conv2d)):
+for _name, _function in (("nm_linear", _linear), ("nm_conv2d", _conv2d), ("nm_unpack", _unpack)):
     _LIBRARY.impl(_name, _function, "CPU")
 torch.library.register_fake("mpcore::nm_linear", _linear_shape, lib=_LIBRARY)
 torch.library.register_fake("mpcore::nm_conv2d", _conv2d_shape, lib=_LIBRARY)
+torch.library.register_fake("mpcore::nm_unpack", _unpack_shape, lib=_LIBRARY)
 
 nm_linear: Any = torch.ops.mpcore.nm_linear.default
 nm_conv2d: Any = torch.ops.mpcore.nm_conv2d.default
+nm_unpack: Any = torch.ops.mpcore.nm_unpack.default

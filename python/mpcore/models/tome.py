@@ -6,16 +6,21 @@ the r best proposals merge, weighted by how many patches a token already stands 
 to its logits, so that a merged token counts as often as the patches in it. Class and other prefix tokens never merge,
 and the tokens that stay keep their order.
 
+The sizes travel with the tokens: every block sets them on the tensor it returns, as the attribute ``token_sizes``.
+Nothing of a pass is read from the model, so that threads may share it and a checkpointed block is recomputed from its
+own input.
+
 References:
     Bolya, Fu, Dai, Zhang, Feichtenhofer, Hoffman, "Token merging: Your ViT but faster", 2023.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from timm.layers.attention import Attention
@@ -23,12 +28,17 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+_SIZES = "token_sizes"
+_HERE = threading.local()
+"""``keys``: those of the block this thread is in."""
+
 
 def apply(model: nn.Module, r: int | Sequence[int] = 8) -> None:
     """Let a timm VisionTransformer (ViT, DeiT, distilled DeiT) merge tokens, in place.
 
     Weights, module names and state dict stay as they are; :func:`remove` undoes it. At most half of the tokens behind
-    the prefix merge in one block. With r = 0 the outputs keep their bits.
+    the prefix merge in one block. With r = 0 the outputs keep their bits. Maps of features
+    (``forward_intermediates``, timm's ``features_only``) need every token and raise until :func:`remove`.
 
     Args:
         model: reads out its class token; average pooling would weigh merged tokens wrongly and is refused.
@@ -49,12 +59,11 @@ def apply(model: nn.Module, r: int | Sequence[int] = 8) -> None:
     numbers = list(r) if isinstance(r, Sequence) else [r] * len(blocks)
     if len(numbers) != len(blocks) or any(not isinstance(n, int) or n < 0 for n in numbers):
         raise ValueError(f"r: {r!r}, wanted an integer >= 0, or one for each of the {len(blocks)} blocks")
-    sizes: list[Tensor | None] = [None] * (len(blocks) + 1)
     for index, (block, number) in enumerate(zip(blocks, numbers, strict=True)):
-        merging = _Merging(index, number, prefix, sizes)
-        merging.handle = block.attn.k_norm.register_forward_hook(merging)
-        block.merging = merging
+        block.merging = _Merging(index, number, prefix, any(numbers[:index]))
+        block.merging.handle = block.attn.k_norm.register_forward_hook(_keep_keys)
         block.__class__ = MergingBlock
+    vars(model)["forward_intermediates"] = _refuse_maps
 
 
 def remove(model: nn.Module) -> None:
@@ -65,6 +74,9 @@ def remove(model: nn.Module) -> None:
             block.merging.handle.remove()
         del block.merging
         block.__class__ = Block
+    for module in model.modules():
+        if vars(module).get("forward_intermediates") is _refuse_maps:
+            del vars(module)["forward_intermediates"]
 
 
 def merged_per_block(model: nn.Module) -> tuple[int, ...]:
@@ -73,9 +85,12 @@ def merged_per_block(model: nn.Module) -> tuple[int, ...]:
 
 
 def token_sizes(model: nn.Module) -> Tensor | None:
-    """(batch, tokens): patches that each token of the last forward pass stands for; None if nothing has merged."""
+    """(batch, tokens): patches that each token of the last forward pass stands for; None if nothing has merged.
+
+    Of several threads that share the model, the one whose pass ended last counts.
+    """
     plans = [block.merging for block in model.modules() if isinstance(block, MergingBlock)]
-    return plans[-1].sizes[-1] if plans else None
+    return plans[-1].last if plans else None
 
 
 @contextmanager
@@ -92,28 +107,36 @@ def suspended(model: nn.Module) -> Iterator[None]:
 
 @dataclass(eq=False)
 class _Merging:
-    """What one block merges, and the hook that keeps its keys.
-
-    ``sizes[i]`` (batch, tokens) enters block i, None before anything has merged; the list is shared by all blocks. An
-    object rather than a closure, so that a deep copy of the model has its own.
-    """
+    """What one block merges; ``behind``: an earlier block merges too. ``last`` are the sizes it returned last."""
 
     index: int
     r: int
     prefix: int
-    sizes: list[Tensor | None]
-    keys: Tensor | None = None
+    behind: bool
     handle: RemovableHandle | None = None
+    last: Tensor | None = None
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], keys: Tensor) -> None:
-        """Keep the mean over heads of (batch, heads, tokens, width)."""
-        self.keys = keys.detach().mean(dim=1)
+    def sizes_of(self, x: Tensor) -> Tensor | None:
+        """The sizes that came with the tokens; None while every token is one patch."""
+        if self.behind and not hasattr(x, _SIZES):
+            raise RuntimeError(
+                f"blocks.{self.index}: its input is not what the block before it returned, so that the sizes of its "
+                "tokens are unknown; a hook may have replaced it, or gradients are checkpointed with use_reentrant=True"
+            )
+        return getattr(x, _SIZES) if self.behind else None
 
-    def take_keys(self) -> Tensor:
-        if self.keys is None:
-            raise RuntimeError(f"blocks.{self.index}: its attention did not compute keys")
-        keys, self.keys = self.keys, None
-        return keys
+
+def _keep_keys(module: nn.Module, args: tuple[Any, ...], keys: Tensor) -> None:
+    """Hook: keep the mean over heads of (batch, heads, tokens, width), for the block this thread is in."""
+    _HERE.keys = keys.detach().mean(dim=1)
+
+
+def _refuse_maps(*_: Any, **__: Any) -> NoReturn:
+    """In the place of a model's ``forward_intermediates``."""
+    raise RuntimeError(
+        "forward_intermediates: the blocks merge tokens, so that what they return is no map of the image any more; "
+        "call mpcore.models.tome.remove(model) first, or use mpcore.models.tome.suspended(model)"
+    )
 
 
 class MergingBlock(Block):
@@ -126,16 +149,21 @@ class MergingBlock(Block):
         if attn_mask is not None or is_causal:
             raise ValueError("attn_mask: token merging needs attention over all tokens, without a mask")
         plan = self.merging
-        sizes = plan.sizes[plan.index] if plan.index else None
+        sizes = plan.sizes_of(x)
         weight = None if sizes is None else sizes.log().to(x.dtype)[:, None, None, :]
+        _HERE.keys = None
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=weight)))
-        keys = plan.take_keys()
+        keys, _HERE.keys = _HERE.keys, None
+        if keys is None:
+            raise RuntimeError(f"blocks.{plan.index}: its attention did not compute keys")
         r = min(plan.r, (x.shape[1] - plan.prefix) // 2)
         if r > 0:
             sizes = torch.ones(x.shape[:2], device=x.device) if sizes is None else sizes
             x, sizes = merge(x, sizes, partners(keys, r, plan.prefix), r)
-        plan.sizes[plan.index + 1] = sizes
         out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        setattr(out, _SIZES, sizes)
+        if not torch.compiler.is_compiling():
+            plan.last = sizes
         return out
 
 
@@ -153,7 +181,10 @@ def partners(keys: Tensor, r: int, prefix: int) -> Tensor:
     similarity[:, : (prefix + 1) // 2] = -torch.inf
     similarity[:, :, : prefix // 2] = -torch.inf
     best, partner = similarity.max(dim=2)
-    merged = best.argsort(dim=1, descending=True, stable=True)[:, :r]
+    if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort by that name; its TopK puts the lower index first
+        merged = best.sort(dim=1, descending=True).indices[:, :r]
+    else:
+        merged = best.argsort(dim=1, descending=True, stable=True)[:, :r]
     index = torch.arange(tokens, device=keys.device).expand(batch, tokens)
     return index.scatter(1, 2 * merged, 2 * partner.gather(1, merged) + 1)
 
