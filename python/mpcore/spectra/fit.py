@@ -51,9 +51,10 @@ def fit_edge(
     Args:
         W: (rows, cols), float16, bfloat16, float32 or float64, numpy or torch CPU tensor or DLPack, any strides.
         method: "exact" computes all singular values; "lanczos" a block Krylov space that checks itself and falls back
-            to exact with a warning; "auto" is exact up to 4096 values, Lanczos above.
+            to exact with a warning (by a second moment, which heavy-tailed entries pass that "exact" rejects);
+            "auto" is exact up to 4096 values, Lanczos above.
         model: "mp", "free", "whitened" (edge of noise with the row and column variances of W) or "auto".
-        alpha: level of the Tracy-Widom test for spikes, in (0, 1/2].
+        alpha: level of the Tracy-Widom test for spikes, in [1e-15, 1/2].
         whiten: sides that the second opinion scales: "rows", "cols", "both"; "none" asks for one (of both sides) only
             where there are spikes or the law is rejected.
         k_max: most spikes to look for; None: 60 % of the values.
