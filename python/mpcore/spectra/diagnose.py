@@ -47,7 +47,7 @@ def diagnose(W: Any, *, alpha: float = 0.01, seed: int = 0, threads: int | None 
 
     Args:
         W: (rows, cols), as for :func:`mpcore.fit_edge`; all-zero rows and columns are left out.
-        alpha: level of the Tracy-Widom test for spikes, in (0, 1/2].
+        alpha: level of the Tracy-Widom test for spikes, in [1e-15, 1/2].
         seed: of the permutation (NumPy's PCG64).
         threads: None uses all cores; the result does not depend on it.
 
