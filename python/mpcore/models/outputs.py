@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mpcore.models.batches import tensors_of
 from mpcore.models.evaluate import eval_mode
 
 
@@ -24,16 +24,8 @@ def run(model: nn.Module, example_input: Tensor) -> Any:
 
 
 def floating(output: Any) -> list[Tensor]:
-    """Every floating-point tensor in an output: of nested tuples, lists, mappings and dataclasses, in their order."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() or output.is_complex() else []
-    if isinstance(output, Mapping):
-        output = output.values()
-    elif dataclasses.is_dataclass(output):
-        output = vars(output).values()
-    elif not isinstance(output, (tuple, list)):
-        return []
-    return [tensor for part in output for tensor in floating(part)]
+    """Every floating-point tensor in an output, in the order of :func:`mpcore.models.batches.tensors_of`."""
+    return [tensor for tensor in tensors_of(output) if tensor.is_floating_point() or tensor.is_complex()]
 
 
 def difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
