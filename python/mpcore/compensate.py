@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcore import _native
-from mpcore.records import Pattern, to_numpy
+from mpcore.arrays import to_bool, to_count, to_numpy
+from mpcore.pattern import Pattern
 
 Matrix = npt.NDArray[np.float64]
 Weights = npt.NDArray[np.float32]
@@ -67,7 +68,7 @@ def admm(
     """
     keep, group = _pattern(pattern)
     weight, moments = _layer(W, gram)
-    return _native.admm(weight, moments, keep, group, float(damping), _count("steps", steps), _threads(threads))
+    return _native.admm(weight, moments, keep, group, float(damping), to_count(steps, "steps"), _threads(threads))
 
 
 def lstsq(
@@ -98,9 +99,8 @@ def lstsq(
         array([[1.5, 0. ]], dtype=float32)
     """
     weight, moments = _layer(W, gram)
-    return _native.lstsq(
-        weight, moments, _mask(mask, weight.shape), float(damping), _count("steps", steps), _threads(threads)
-    )
+    kept = np.ascontiguousarray(to_bool(mask, "mask", shape=weight.shape))
+    return _native.lstsq(weight, moments, kept, float(damping), to_count(steps, "steps"), _threads(threads))
 
 
 def sparsegpt(
@@ -140,7 +140,7 @@ def sparsegpt(
     """
     keep, group = _pattern(pattern)
     weight, moments = _layer(W, gram)
-    kept = None if mask is None else _mask(mask, weight.shape)
+    kept = None if mask is None else np.ascontiguousarray(to_bool(mask, "mask", shape=weight.shape))
     return _native.sparsegpt(weight, moments, keep, group, kept, float(damping), _threads(threads))
 
 
@@ -187,21 +187,6 @@ def _moments(gram: Any, columns: int) -> Matrix:
     if moments.shape != (columns, columns):
         raise ValueError(f"gram: shape {moments.shape} is not ({columns}, {columns}), W has {columns} columns")
     return moments
-
-
-def _mask(mask: Any, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    kept = np.ascontiguousarray(np.asarray(mask))
-    if kept.dtype != np.bool_:
-        raise TypeError(f"mask: dtype {kept.dtype} is not bool")
-    if kept.shape != shape:
-        raise ValueError(f"mask: shape {kept.shape} is not that of W, {shape}")
-    return kept
-
-
-def _count(name: str, value: int) -> int:
-    if not isinstance(value, (int, np.integer)) or value < 0:
-        raise ValueError(f"{name}: {value!r} is not an integer >= 0")
-    return int(value)
 
 
 def _threads(value: int | None) -> int | None:

@@ -279,7 +279,7 @@ def nm_linear(W: Array, X: Array, bias: Array | None = None, activation: str | N
 
 def mp_pdf(x: Array, gamma: float, sigma_sq: float = 1.0) -> Array:
     """sqrt((b - x)(x - a)) / (2 pi gamma sigma_sq x) between the edges a, b = sigma_sq (1 -+ sqrt(gamma))^2."""
-    low, high = sigma_sq * (1 - gamma**0.5) ** 2, sigma_sq * (1 + gamma**0.5) ** 2
+    low, high = sigma_sq * ((1 - gamma) / (1 + gamma**0.5)) ** 2, sigma_sq * (1 + gamma**0.5) ** 2
     inside = (x > low) & (x < high)
     y = np.where(inside, x, 1.0)
     density: Array = np.where(inside, np.sqrt(np.clip((high - y) * (y - low), 0, None)) / y, 0.0)
@@ -288,7 +288,7 @@ def mp_pdf(x: Array, gamma: float, sigma_sq: float = 1.0) -> Array:
 
 def mp_cdf(x: float, gamma: float, sigma_sq: float = 1.0, nodes: int = 20_001) -> float:
     """Midpoints of the density in the angle t, x = a + (b - a) sin^2(t / 2): no singular edge, no pole at gamma = 1."""
-    low, high = sigma_sq * (1 - gamma**0.5) ** 2, sigma_sq * (1 + gamma**0.5) ** 2
+    low, high = sigma_sq * ((1 - gamma) / (1 + gamma**0.5)) ** 2, sigma_sq * (1 + gamma**0.5) ** 2
     end = 2 * np.arcsin(np.sqrt(np.clip((x - low) / (high - low), 0, 1)))
     angle = (np.arange(nodes) + 0.5) * end / nodes
     at = low + (high - low) * np.sin(angle / 2) ** 2
@@ -298,7 +298,7 @@ def mp_cdf(x: float, gamma: float, sigma_sq: float = 1.0, nodes: int = 20_001) -
 
 def mp_ppf(q: float, gamma: float, sigma_sq: float = 1.0) -> float:
     """The point where the distribution function reaches q, by bisection."""
-    low, high = sigma_sq * (1 - gamma**0.5) ** 2, sigma_sq * (1 + gamma**0.5) ** 2
+    low, high = sigma_sq * ((1 - gamma) / (1 + gamma**0.5)) ** 2, sigma_sq * (1 + gamma**0.5) ** 2
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if mp_cdf(middle, gamma, sigma_sq) < q else (low, middle)

@@ -251,6 +251,13 @@ def test_choices_cost_as_little_as_brute_force(problem):
     assert sum(c[i] for c, i in zip(cost, picks, strict=True)) == pytest.approx(min(feasible), abs=1e-8)
 
 
+def test_a_cost_far_above_the_others_hides_no_difference_of_theirs():
+    cost = [[0.5, 0.0], [0.06, 0.0], [1e300, 0.0, 0.45], [0.88]]
+    assert solve_choices(cost, [[2, 4], [6, 18], [4, 13, 17], [0]], 23) == [1, 0, 1, 0]
+    with pytest.raises(ValueError, match="costs: their sum is outside float64"):
+        solve_choices([[1.5e308, 0.0], [1.5e308, 0.0]], [[1, 2], [1, 2]], 3)
+
+
 def test_a_hundred_layers_of_many_sizes_are_solved():
     rng = np.random.default_rng(0)
     size = rng.integers(10**6, 10**9, 100)

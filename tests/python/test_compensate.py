@@ -158,6 +158,15 @@ def test_scaling_the_weights_scales_the_result(exponent):
     np.testing.assert_allclose(admm(W * factor, gram, "2:4") / factor, admm(W, gram, "2:4"), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("of_weights", "of_moments"), [(1e-170, 1.0), (1e170, 1.0), (1e37, 1e250), (1e-300, 1e-300)])
+def test_the_output_error_knows_no_scale(of_weights, of_moments):
+    W, gram = problem(3, 8, 1)
+    W = W.astype(np.float64)
+    pruned = np.maximum(W, 0.0)
+    found = output_error(W * of_weights, pruned * of_weights, gram * of_moments)
+    assert found == pytest.approx(output_error(W, pruned, gram), rel=1e-12)
+
+
 def test_scaling_the_moments_changes_nothing():
     W, gram = problem(4, 16, 9)
     np.testing.assert_allclose(admm(W, gram * 1e12, "2:4"), admm(W, gram, "2:4"), rtol=1e-5)
@@ -283,7 +292,7 @@ def test_absurd_numbers_of_threads_are_named(threads):
 
 
 def test_masks_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match=r"mask: shape \(1, 8\) is not that of W, \(2, 8\)"):
+    with pytest.raises(ValueError, match=r"mask: shape \(1, 8\), wanted \(2, 8\)"):
         lstsq(W8, H8, np.ones((1, 8), bool))
     with pytest.raises(TypeError, match="mask: dtype float64 is not bool"):
         lstsq(W8, H8, np.ones((2, 8)))

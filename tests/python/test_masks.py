@@ -170,6 +170,15 @@ def test_without_correlations_the_quadratic_mask_is_the_top_n_of_the_energies():
     np.testing.assert_array_equal(mask, nm_mask(W**2 * energy.ravel(), "4:8"))
 
 
+@pytest.mark.parametrize(("of_weights", "of_moments"), [(1e200, 1e200), (1e-200, 1e-150), (1.0, 2.0**1000)])
+def test_the_size_of_weights_and_moments_changes_no_mask(of_weights, of_moments):
+    rng = np.random.default_rng(3)
+    W, gram, target = rng.normal(size=(9, 12)), moments(rng, 3, 4), rng.random((9, 12)) < 0.5
+    for extra in ({}, {"target": target, "target_weight": 0.3}):
+        wanted = quadratic_mask(W, gram, "2:4", **extra)
+        np.testing.assert_array_equal(quadratic_mask(W * of_weights, gram * of_moments, "2:4", **extra), wanted)
+
+
 def test_a_heavy_target_is_met_where_it_can_be():
     rng = np.random.default_rng(0)
     W, target = rng.normal(size=(5, 8)), nm_mask(rng.random((5, 8)), "2:4")
@@ -188,7 +197,7 @@ def test_a_heavy_target_is_met_where_it_can_be():
             np.ones((2, 8)),
             np.ones((2, 4, 4)),
             {"target": np.ones((2, 8), bool), "target_weight": -1},
-            "target_weight: -1 is not finite and >= 0",
+            "target_weight: -1 is not between 0 and 1e100",
         ),
     ],
 )
@@ -227,6 +236,12 @@ def test_a_transposable_mask_is_as_good_as_its_linear_program():
     sums = np.vstack([np.kron(np.eye(16), np.ones(16)), np.kron(np.ones(16), np.eye(16))])
     best = -linprog(-score.ravel(), A_eq=sums, b_eq=np.full(32, 8.0), bounds=(0, 1)).fun
     assert (score * mask).sum() == pytest.approx(best, abs=1e-9)
+
+
+def test_scores_at_the_ends_of_float64_have_transposable_masks():
+    signs = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    for size in (np.finfo(np.float64).max, np.finfo(np.float64).smallest_subnormal):
+        np.testing.assert_array_equal(transposable_mask(signs * size, "1:2"), signs > 0)
 
 
 def test_rows_that_m_does_not_divide_have_no_transposable_mask():

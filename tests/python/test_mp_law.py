@@ -54,6 +54,20 @@ def test_the_variance_is_a_scale(gamma: float, sigma_sq: float, x: float) -> Non
     assert mp.pdf(sigma_sq * x, gamma, sigma_sq) * sigma_sq == pytest.approx(mp.pdf(x, gamma), rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.parametrize("gamma", [1e-12, 1e-9, 1e-6, 1e-3, 0.5])
+def test_a_small_gamma_keeps_its_digits(gamma: float) -> None:
+    # 2/pi times the integral of sin^2 / (1 + gamma - 2 sqrt(gamma) cos), smooth in the angle: Gauss needs 100 nodes.
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+    root, ends = gamma**0.5, np.linspace(0.05, 3.1, 30)
+    angle = (nodes[:, None] + 1) / 2 * ends
+    density = np.sin(angle) ** 2 / ((1 - root) ** 2 + 4 * root * np.sin(angle / 2) ** 2)
+    exact = 2 / np.pi * (weights @ density) * ends / 2
+    x = (1 - root) ** 2 + 4 * root * np.sin(ends / 2) ** 2
+    rounding = 4e-16 / root  # that of x over the width of the law
+    assert mp.cdf(x, gamma) == pytest.approx(exact, abs=rounding + 1e-14)
+    assert mp.ppf(exact, gamma) == pytest.approx(x, abs=root * (30 * rounding + 1e-11))
+
+
 def test_the_square_law_has_a_closed_form() -> None:
     angle = np.linspace(0, np.pi, 50)
     assert mp.cdf(4 * np.sin(angle / 2) ** 2, 1.0) == pytest.approx((angle + np.sin(angle)) / np.pi, abs=1e-14)

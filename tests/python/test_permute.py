@@ -116,6 +116,14 @@ def test_scores_of_zero_and_of_any_scale_are_searched():
         assert found.gap == pytest.approx(orders[0].gap, rel=1e-9)
 
 
+def test_subnormal_scores_are_searched_and_sums_beyond_float64_refused():
+    score = np.floor(uniform(16, 16) * 100)
+    smallest = search(score * np.finfo(np.float64).smallest_subnormal, max_rounds=50)
+    np.testing.assert_array_equal(smallest.order, search(score, max_rounds=50).order)
+    with pytest.raises(ValueError, match="score: inf is not a sum inside float64"):
+        search(np.full((4, 8), 1e308))
+
+
 def test_the_trace_rises_from_the_given_order_to_the_result():
     found = search(uniform(128, 64), max_rounds=3000)
     seconds, kept = zip(*found.trace, strict=True)

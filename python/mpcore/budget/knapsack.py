@@ -86,7 +86,7 @@ def solve_choices(costs: Sequence[Sequence[float]], weights: Sequence[Sequence[i
         limit: of the total weight.
 
     Raises:
-        ValueError: if even the lightest options exceed the limit.
+        ValueError: if even the lightest options exceed the limit, or the costs' sum is infinite.
 
     Example:
         >>> solve_choices([[0.0, 1.0], [0.0, 3.0]], [[4, 2], [4, 1]], 6)
@@ -136,8 +136,12 @@ def _multiplier(price: list[Array], weight: list[Array], limit: int) -> tuple[fl
     if total <= limit:
         return 0.0, cost
     # An option heavier by one is never worth more than all costs together: this slope picks the lightest options.
-    low, high = 0.0, 1.0 + sum(float(c.max()) for c in price)
-    best = choose(high)[1]
+    low, high, highest = 0.0, 1.0, 1.0 + sum(float(c.max()) for c in price)
+    if not np.isfinite(highest):
+        raise ValueError("costs: their sum is outside float64")
+    while (fits := choose(high))[0] > limit and high < highest:
+        low, high = high, min(2 * high, highest)
+    best = fits[1]
     for _ in range(80):
         middle = (low + high) / 2
         total, cost = choose(middle)

@@ -9,7 +9,7 @@ use numpy::{
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::error::to_python;
+use crate::error::{interrupted, to_python};
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(admm, module)?)?;
@@ -135,11 +135,6 @@ fn run<T: Send>(
     threads: Option<usize>,
     work: impl FnOnce(&Workers) -> mpcore_core::Result<T> + Send,
 ) -> PyResult<T> {
-    py.detach(|| {
-        with_threads(None, || {
-            let stop = || Python::attach(|py| py.check_signals().is_err());
-            work(&Workers::new(threads, &stop)?)
-        })
-    })
-    .map_err(|error| to_python(&error))
+    py.detach(|| with_threads(None, || work(&Workers::new(threads, &interrupted)?)))
+        .map_err(|error| to_python(&error))
 }

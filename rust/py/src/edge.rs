@@ -18,8 +18,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::error::to_python;
-use crate::spectra::{Matrix, Vector, Work, interrupted};
+use crate::error::{interrupted, to_python};
+use crate::spectra::{Matrix, Vector, Work};
 
 /// Elementwise over three arrays of one length.
 #[pyfunction]

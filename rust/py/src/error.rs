@@ -14,3 +14,8 @@ pub(crate) fn to_python(error: &Error) -> PyErr {
         _ => PyValueError::new_err(error.to_string()),
     }
 }
+
+/// Whether Ctrl-C was pressed, asked by long loops on the calling thread; the exception it brings is raised anew.
+pub(crate) fn interrupted() -> bool {
+    Python::attach(|py| py.check_signals().is_err())
+}

@@ -9,7 +9,7 @@ use numpy::{
 };
 use pyo3::prelude::*;
 
-use crate::error::to_python;
+use crate::error::{interrupted, to_python};
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(nm_mask, module)?)?;
@@ -130,11 +130,6 @@ fn transposable_mask<'py>(
         Matrix::Single(score) => search(py, &score, (keep, group), &Transposable),
         Matrix::Double(score) => search(py, &score, (keep, group), &Transposable),
     }
-}
-
-/// Whether Ctrl-C was pressed; the exception it brings is raised anew by the caller.
-pub(crate) fn interrupted() -> bool {
-    Python::attach(|py| py.check_signals().is_err())
 }
 
 /// A rule that finds a mask for a matrix with so many columns.

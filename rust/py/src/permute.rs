@@ -6,8 +6,8 @@ use mpcore_core::threads::with_threads;
 use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use crate::error::to_python;
-use crate::masks::{Matrix, interrupted};
+use crate::error::{interrupted, to_python};
+use crate::masks::Matrix;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(optimize_permutation, module)?)

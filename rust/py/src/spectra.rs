@@ -18,7 +18,7 @@ use numpy::{
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::error::to_python;
+use crate::error::{interrupted, to_python};
 
 pub(crate) type Vector<'py> = Bound<'py, PyArray1<f64>>;
 type Flags<'py> = Bound<'py, PyArray1<bool>>;
@@ -79,11 +79,6 @@ fn contiguous<'a, T: Element>(
         .as_slice()
         .map_err(|_| PyValueError::new_err("W: wanted a C-contiguous array"))?;
     Ok((data, shape))
-}
-
-/// Asked by long loops on the calling thread: did Ctrl-C arrive?
-pub(crate) fn interrupted() -> bool {
-    Python::attach(|py| py.check_signals().is_err())
 }
 
 struct Values(Precision);

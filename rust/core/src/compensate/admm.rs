@@ -66,7 +66,7 @@ pub fn admm(layer: &Layer, pattern: Pattern, steps: usize, workers: &Workers) ->
         REFIT_STEPS,
         workers,
     )?;
-    Ok(metric.leave(&fitted, &kept, goal.peak()))
+    metric.leave(&fitted, &kept, goal.peak())
 }
 
 /// Take at most `steps` steps of every block, until the mask has settled; blocks share each inverse of A + rho I.

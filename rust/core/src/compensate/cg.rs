@@ -29,7 +29,7 @@ pub fn lstsq(layer: &Layer, mask: &[bool], steps: usize, workers: &Workers) -> R
         .map(|(&v, &kept)| if kept { v } else { 0.0 })
         .collect();
     refit(&metric, &goal.values, mask, &mut fitted, steps, workers)?;
-    Ok(metric.leave(&fitted, mask, goal.peak()))
+    metric.leave(&fitted, mask, goal.peak())
 }
 
 /// [`Error::Indefinite`](crate::Error::Indefinite) unless the damped moments have a Cholesky factor.

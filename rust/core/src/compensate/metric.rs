@@ -81,9 +81,9 @@ impl Metric {
         Ok(UnitWeights { values, peak })
     }
 
-    /// W = V peak / s where kept, exactly +0.0 elsewhere.
-    pub(super) fn leave(&self, values: &[f32], kept: &[bool], peak: f64) -> Vec<f32> {
-        values
+    /// W = V peak / s where kept, exactly +0.0 elsewhere; refused where that is beyond float32.
+    pub(super) fn leave(&self, values: &[f32], kept: &[bool], peak: f64) -> Result<Vec<f32>> {
+        let weight: Vec<f32> = values
             .iter()
             .zip(kept)
             .zip(self.scale.iter().cycle())
@@ -94,7 +94,9 @@ impl Metric {
                     0.0
                 }
             })
-            .collect()
+            .collect();
+        check_finite("compensated weight", &weight, self.columns)?;
+        Ok(weight)
     }
 }
 

@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{Layer, Workers, admm, lstsq, output_error, sparsegpt};
 use crate::Error;
+use crate::linalg::values::scale;
 use crate::nm::{Pattern, check::check_pattern};
 
 const DAMPING: f64 = 0.1;
@@ -119,6 +120,33 @@ proptest! {
 }
 
 #[test]
+fn the_output_error_is_the_same_for_weights_and_moments_of_any_size() {
+    let (weight, gram) = problem(3, 8, 2);
+    let weight: Vec<f64> = weight.iter().map(|&w| f64::from(w)).collect();
+    let pruned: Vec<f64> = weight.iter().map(|w| w.max(0.0)).collect();
+    let error = |of_weights: i32, of_gram: i32| {
+        let scaled = |values: &[f64], power: i32| -> Vec<f64> {
+            values.iter().map(|&v| scale(v, power)).collect()
+        };
+        let (weight, pruned) = (scaled(&weight, of_weights), scaled(&pruned, of_weights));
+        output_error(&weight, &pruned, &scaled(&gram, of_gram), 8, &workers(None)).unwrap()
+    };
+    let wanted = error(0, 0).to_bits();
+    for powers in [(-560, 0), (560, 0), (0, 1000), (1000, 1000), (-900, -900)] {
+        assert_eq!(error(powers.0, powers.1).to_bits(), wanted, "{powers:?}");
+    }
+    let largest = [f64::MAX, 1.0];
+    let turned = output_error(
+        &largest,
+        &[-f64::MAX, 1.0],
+        &[1.0, 0.0, 0.0, 1.0],
+        2,
+        &workers(None),
+    );
+    assert!((turned.unwrap() - 4.0).abs() < 1e-12);
+}
+
+#[test]
 fn the_number_of_threads_changes_no_bit() {
     let (weight, gram) = problem(150, 40, 7);
     let (layer, pattern) = (layer(&weight, &gram, 40), Pattern::new(2, 4).unwrap());
@@ -146,6 +174,21 @@ fn a_stop_ends_every_solver() {
         lstsq(&layer, &[true; 16], 9, &workers),
         Err(Error::Interrupted)
     );
+}
+
+#[test]
+fn a_compensated_weight_beyond_float32_is_refused() {
+    let (weight, gram) = ([3e38, 3e38], [1.0, 0.9, 0.9, 1.0]);
+    let layer = layer(&weight, &gram, 2);
+    let (pattern, workers) = (Pattern::new(1, 2).unwrap(), workers(None));
+    for found in [
+        lstsq(&layer, &[true, false], 9, &workers),
+        admm(&layer, pattern, 9, &workers),
+    ] {
+        let message = found.unwrap_err().to_string();
+        assert!(message.starts_with("compensated weight: entry (0, "));
+        assert!(message.ends_with("is inf, only finite values are accepted"));
+    }
 }
 
 #[test]

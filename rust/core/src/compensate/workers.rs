@@ -1,19 +1,17 @@
 //! Row blocks worked on in parallel, the calling thread asking now and then whether to stop.
 
 use rayon::prelude::*;
-use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::threads::Threads;
 use crate::{Error, Result};
 
 /// Rows of a block. Fixed, so that the bits of a result do not depend on the number of threads; 96 rows multiply a matrix of
 /// 1536 columns 12 % faster than 64 do, as the matrix is packed less often.
 pub(super) const ROWS: usize = 96;
 
-const MOST_THREADS: usize = 1024;
-
 /// How a solver runs: on which threads, and who may stop it.
 pub struct Workers<'a> {
-    pool: Option<ThreadPool>,
+    threads: Threads,
     stop: &'a (dyn Fn() -> bool + Sync),
 }
 
@@ -25,17 +23,13 @@ impl<'a> Workers<'a> {
     /// # Errors
     /// [`Error::Shape`] if `threads` is 0, above 1024, or more than the operating system starts.
     pub fn new(threads: Option<usize>, stop: &'a (dyn Fn() -> bool + Sync)) -> Result<Self> {
-        let pool = threads.map(start_pool).transpose()?;
-        Ok(Self { pool, stop })
+        let threads = Threads::new(threads)?;
+        Ok(Self { threads, stop })
     }
 
     /// Apply `step` to every block.
     pub(super) fn each<B: Send>(&self, blocks: &mut [B], step: impl Fn(&mut B) + Sync) {
-        let mut work = || blocks.par_iter_mut().for_each(&step);
-        match &self.pool {
-            None => work(),
-            Some(pool) => pool.install(work),
-        }
+        self.threads.run(|| blocks.par_iter_mut().for_each(&step));
     }
 
     /// Apply `step` to every block, up to an error.
@@ -44,11 +38,8 @@ impl<'a> Workers<'a> {
         blocks: &mut [B],
         step: impl Fn(&mut B) -> Result<()> + Sync,
     ) -> Result<()> {
-        let mut work = || blocks.par_iter_mut().try_for_each(&step);
-        match &self.pool {
-            None => work(),
-            Some(pool) => pool.install(work),
-        }
+        self.threads
+            .run(|| blocks.par_iter_mut().try_for_each(&step))
     }
 
     /// [`Error::Interrupted`] if the caller wants to stop.
@@ -58,19 +49,4 @@ impl<'a> Workers<'a> {
         }
         Ok(())
     }
-}
-
-fn start_pool(threads: usize) -> Result<ThreadPool> {
-    let refused = || Error::Shape {
-        name: "threads",
-        got: threads,
-        wanted: format!("between 1 and {MOST_THREADS}, and within the limits of the system"),
-    };
-    if !(1..=MOST_THREADS).contains(&threads) {
-        return Err(refused());
-    }
-    ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|_| refused())
 }

@@ -167,15 +167,15 @@ pub(crate) fn first_not_finite<T: Real>(w: &[T], columns: usize, from: usize) ->
     }
 }
 
-/// The power of two that brings `largest` into [1/2, 1).
+/// The power of two that brings `largest` > 0 into [1/2, 1): `largest` < 2^power.
 #[must_use]
 pub fn exponent(largest: f64) -> i32 {
-    // Through the logarithm, corrected by a comparison: the bits of a subnormal number hold no exponent.
+    // Through the logarithm, corrected by comparisons: the bits of a subnormal number hold no exponent.
     let guess = largest.log2().floor() as i32 + 1;
-    if scale(largest, -guess) >= 1.0 {
-        guess + 1
-    } else {
-        guess
+    match scale(largest, -guess) {
+        1.0.. => guess + 1,
+        ..0.5 => guess - 1,
+        _ => guess,
     }
 }
 
@@ -347,6 +347,16 @@ mod tests {
         }
         let s = singular_values(&turned, (columns, rows), Precision::Full).unwrap();
         assert_eq!(s, base);
+    }
+
+    #[test]
+    fn the_exponent_is_right_beside_powers_of_two() {
+        for power in [-1000, -30, 0, 1, 52, 100, 1024] {
+            let least = scale(0.5, power);
+            assert_eq!((exponent(least), exponent(least.next_up())), (power, power));
+            assert_eq!(exponent(least.next_down()), power - 1);
+        }
+        assert_eq!(exponent(f64::from_bits(1)), -1073);
     }
 
     #[test]

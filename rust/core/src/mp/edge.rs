@@ -127,12 +127,16 @@ fn check(values: &[f64], n: usize, question: &Question) -> Result<()> {
             wanted: format!("between 2 and the longer side, {n}"),
         });
     }
-    if !values.iter().all(|v| v.is_finite() && *v >= 0.0) || values.windows(2).any(|w| w[0] < w[1])
+    let before = std::iter::once(&f64::MAX).chain(values);
+    if let Some((bad, _)) = values
+        .iter()
+        .zip(before)
+        .find(|(v, before)| !(0.0..=**before).contains(*v))
     {
         return value(
             "values",
-            values[0],
-            "a descending run of finite singular values",
+            *bad,
+            "one of a descending run of finite singular values",
         );
     }
     if values[0] == 0.0 {

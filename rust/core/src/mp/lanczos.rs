@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// What [`find`] is asked.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Question {
-    /// Tracy-Widom level in (0, 1/2].
+    /// Tracy-Widom level in [1e-15, 1/2].
     pub alpha: f64,
     /// Most spikes to look for; `None`: a twentieth of the values.
     pub most: Option<usize>,

@@ -1,6 +1,6 @@
 //! The Marchenko-Pastur law of the eigenvalues of W W' / n: W is (p x n), its entries have variance `sigma_sq`.
 
-use std::f64::consts::{FRAC_PI_2, PI, TAU};
+use std::f64::consts::{PI, TAU};
 
 use crate::{Error, Result};
 
@@ -65,7 +65,7 @@ impl Law {
     /// Lower edge `sigma_sq` (1 - sqrt(gamma))^2.
     #[must_use]
     pub fn lower(&self) -> f64 {
-        self.sigma_sq * (1.0 - self.gamma.sqrt()).powi(2)
+        self.sigma_sq * self.unit_lower()
     }
 
     /// Upper edge `sigma_sq` (1 + sqrt(gamma))^2.
@@ -99,24 +99,23 @@ impl Law {
         } else if x >= self.upper() {
             1.0
         } else {
-            self.unit_cdf(x / self.sigma_sq)
+            self.cdf_at_angle(self.angle_of(x / self.sigma_sq))
         }
     }
 
-    /// Integral of the density with r = sqrt((b - x)(x - a)), edges a < x < b of unit variance, sqrt(ab) = 1 - gamma:
-    /// 2 pi gamma F = r + (1 + gamma) (t1 + pi/2) - (1 - gamma) (t2 + pi/2),
-    /// sin t1 = (2x - a - b) / (b - a), sin t2 = ((a + b) x - 2ab) / (x (b - a)).
-    fn unit_cdf(&self, x: f64) -> f64 {
-        let gamma = self.gamma;
-        let (low, high) = ((1.0 - gamma.sqrt()).powi(2), (1.0 + gamma.sqrt()).powi(2));
-        let root = ((high - x) * (x - low)).max(0.0).sqrt();
-        let near = (2.0 * x - low - high).atan2(2.0 * root);
-        let mut sum = root + (1.0 + gamma) * (near + FRAC_PI_2);
-        if gamma < 1.0 {
-            let far = ((low + high) * x - 2.0 * low * high).atan2(2.0 * root * (1.0 - gamma));
-            sum -= (1.0 - gamma) * (far + FRAC_PI_2);
-        }
-        (sum / (TAU * gamma)).clamp(0.0, 1.0)
+    /// Lower edge for unit variance; near gamma = 1 the plain difference would have few digits.
+    fn unit_lower(&self) -> f64 {
+        ((1.0 - self.gamma) / (1.0 + self.gamma.sqrt())).powi(2)
+    }
+
+    /// Integral of the density up to the angle t: with g = sqrt(gamma),
+    /// pi F = t + sin(t) / g - (1 - gamma) / gamma * arg(1 - g exp(-i t)).
+    fn cdf_at_angle(&self, angle: f64) -> f64 {
+        let (gamma, root) = (self.gamma, self.gamma.sqrt());
+        let (sine, cosine) = angle.sin_cos();
+        let argument = (root * sine).atan2(1.0 - root * cosine);
+        let sum = angle + sine / root - (1.0 - gamma) / gamma * argument;
+        (sum / PI).clamp(0.0, 1.0)
     }
 
     /// Quantile of level `q`; the edges for 0 and 1, NaN outside [0, 1].
@@ -139,9 +138,7 @@ impl Law {
     pub fn quantiles(&self, count: usize) -> Vec<f64> {
         const CELLS: usize = 256;
         let angle = |i: usize| PI * i as f64 / CELLS as f64;
-        let table: Vec<f64> = (0..=CELLS)
-            .map(|i| self.cdf(self.sigma_sq * self.at_angle(angle(i))))
-            .collect();
+        let table: Vec<f64> = (0..=CELLS).map(|i| self.cdf_at_angle(angle(i))).collect();
         let mut cell = 0;
         (0..count)
             .map(|i| {
@@ -157,26 +154,26 @@ impl Law {
     /// x = 1 + gamma - 2 sqrt(gamma) cos(angle): the square-root edges become smooth in the angle.
     fn at_angle(&self, angle: f64) -> f64 {
         // (1 - sqrt(gamma))^2 + 4 sqrt(gamma) sin^2(angle/2), which loses no digits near the lower edge.
-        let root = self.gamma.sqrt();
-        (1.0 - root).powi(2) + 4.0 * root * (0.5 * angle).sin().powi(2)
+        self.unit_lower() + 4.0 * self.gamma.sqrt() * (0.5 * angle).sin().powi(2)
+    }
+
+    /// The angle of x for unit variance; the ends of [0, pi] beyond the edges.
+    fn angle_of(&self, x: f64) -> f64 {
+        let above = ((x - self.unit_lower()) / (4.0 * self.gamma.sqrt())).clamp(0.0, 1.0);
+        2.0 * above.sqrt().atan2((1.0 - above).sqrt())
     }
 
     /// Newton in the angle between `low` and `high`, kept inside by bisection.
     fn unit_quantile(&self, q: f64, mut low: f64, mut high: f64) -> f64 {
-        let unit = Self {
-            sigma_sq: 1.0,
-            ..*self
-        };
         let mut angle = 0.5 * (low + high);
         for _ in 0..60 {
-            let x = unit.at_angle(angle);
-            let excess = unit.unit_cdf(x) - q;
+            let excess = self.cdf_at_angle(angle) - q;
             if excess > 0.0 {
                 high = angle;
             } else {
                 low = angle;
             }
-            let slope = unit.pdf(x) * 2.0 * self.gamma.sqrt() * angle.sin();
+            let slope = self.slope(angle);
             let newton = angle - excess / slope;
             let next = if newton > low && newton < high {
                 newton
@@ -189,7 +186,12 @@ impl Law {
                 break;
             }
         }
-        unit.at_angle(angle)
+        self.at_angle(angle)
+    }
+
+    /// Derivative of [`Self::cdf_at_angle`].
+    fn slope(&self, angle: f64) -> f64 {
+        2.0 * angle.sin().powi(2) / (PI * self.at_angle(angle))
     }
 }
 
@@ -230,6 +232,26 @@ mod tests {
                 assert!((x / law.ppf(q) - 1.0).abs() < 1e-10, "{gamma} {q}");
             }
         }
+    }
+
+    #[test]
+    fn small_gamma_and_gamma_near_one_keep_their_digits() {
+        // At gamma -> 0 the law is a semicircle in the angle: pi F = t - sin(t) cos(t) + O(sqrt(gamma)).
+        for gamma in [1e-6, 1e-9, 1e-12] {
+            let law = Law::new(gamma, 1.0).unwrap();
+            for angle in [0.3, 1.0, 2.0, 3.0f64] {
+                let limit = (angle - angle.sin() * angle.cos()) / PI;
+                let first = gamma.sqrt() * (angle.sin() - (3.0 * angle).sin() / 3.0) / PI;
+                let rounding = 4.0 * f64::EPSILON / gamma.sqrt();
+                let found = law.cdf(law.at_angle(angle));
+                assert!(
+                    (found - limit - first).abs() < gamma + rounding,
+                    "{gamma} {angle}"
+                );
+            }
+        }
+        let law = Law::new(1.0 - 1e-10, 1.0).unwrap();
+        assert!((law.lower() / 2.5e-21 - 1.0).abs() < 1e-6);
     }
 
     #[test]

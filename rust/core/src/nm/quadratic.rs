@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::Pattern;
 use super::select::Score;
+use crate::linalg::values::{PowerOfTwo, exponent};
 use crate::vector::{Kernel, widest};
 use crate::{Error, Result};
 
@@ -29,15 +30,14 @@ pub struct Target<'a> {
 
 /// The N:M mask with the least removed energy `r' C_g r` in every row and group, where r are the removed weights.
 ///
-/// `weight` is (rows x columns), row-major; `gram` is (columns / M, M, M), the second moments of each group's inputs; only
-/// its symmetric part matters, and it need not be positive. With a target the cost has `weight * mean_cost * h` added, where h
+/// `weight` is (rows x columns), row-major; `gram` is (columns / M, M, M), the second moments of each group's inputs; both are
+/// finite. Only the symmetric part of a moment matters, and it need not be positive. With a target the cost has `weight * mean_cost * h` added, where h
 /// is the number of entries of the group that differ from the target and `mean_cost` the mean of `r' C_g r` over all
 /// C(M, N) patterns. `stop` is asked now and then. Every pattern is visited; of equal costs the one that keeps lower indices wins.
 ///
 /// # Errors
 /// [`Error::Shape`] for sizes that do not fit; [`Error::NotAMultiple`] if M does not divide the columns;
-/// [`Error::Value`] if a group has more than [`MOST_PATTERNS`] patterns, or for a weight of the target that is not finite
-/// and >= 0; [`Error::Interrupted`] if `stop` says so.
+/// [`Error::Value`] if a group has more than [`MOST_PATTERNS`] patterns, or for a weight of the target outside 0..=1e100; [`Error::Interrupted`] if `stop` says so.
 ///
 /// # Examples
 /// ```
@@ -115,11 +115,11 @@ fn check(
         if target.mask.len() != weights {
             return shape("target", target.mask.len(), format!("{weights} entries"));
         }
-        if !(0.0..f64::INFINITY).contains(&target.weight) {
+        if !(0.0..=1e100).contains(&target.weight) {
             return Err(Error::Value {
                 name: "target_weight",
                 got: target.weight,
-                wanted: "finite and >= 0",
+                wanted: "between 0 and 1e100",
             });
         }
     }
@@ -132,6 +132,12 @@ fn check(
         });
     }
     Ok(())
+}
+
+/// The power of two that brings the largest magnitude below one.
+fn to_unit(values: impl Iterator<Item = f64>) -> PowerOfTwo {
+    let largest = values.fold(0.0, |largest: f64, v| largest.max(v.abs()));
+    PowerOfTwo::new(if largest > 0.0 { -exponent(largest) } else { 0 })
 }
 
 /// M over N; at most 32 over 16, which fits.
@@ -164,7 +170,7 @@ impl Search {
         }
     }
 
-    /// Put the costs of one row into a lane.
+    /// Put the costs of one row into a lane, scaled by powers of two, so that no product overflows.
     fn load<T: Score>(
         &mut self,
         lane: usize,
@@ -173,12 +179,17 @@ impl Search {
         target: Option<(&[bool], f64)>,
     ) {
         let group = self.group;
+        let (of_weights, of_gram) = (
+            to_unit(weights.iter().map(|&w| w.into())),
+            to_unit(gram.iter().copied()),
+        );
+        let gram = |i: usize, j: usize| of_gram.times(gram[i * group + j]);
         let (mut diagonal, mut rest) = (0.0, 0.0);
-        for i in 0..group {
-            let wi: f64 = weights[i].into();
-            for j in 0..group {
-                let wj: f64 = weights[j].into();
-                let value = wi * wj * (gram[i * group + j] + gram[j * group + i]) / 2.0;
+        for (i, &wi) in weights.iter().enumerate() {
+            let wi = of_weights.times(wi.into());
+            for (j, &wj) in weights.iter().enumerate() {
+                let wj = of_weights.times(wj.into());
+                let value = wi * wj * (gram(i, j) + gram(j, i)) / 2.0;
                 self.cross[i * group + j][lane] = 2.0 * value;
                 if i == j {
                     self.gain[j][lane] = value;
@@ -341,6 +352,22 @@ mod tests {
         let mask = quadratic_mask(&[0.0f32; 8], 8, &[1.0; 64], pattern, None, &|| false);
         let wanted = [true, true, true, false, false, false, false, false];
         assert_eq!(mask.unwrap(), wanted);
+    }
+
+    #[test]
+    fn the_ends_of_float64_change_no_mask() {
+        let pattern = Pattern::new(2, 4).unwrap();
+        let weights = [3.0, -1.0, 2.0, 0.5, 1.0, 1.0, -4.0, 2.0];
+        let gram: Vec<f64> = (0..32).map(|i| f64::from(i * 7 % 11) - 3.0).collect();
+        let mask = |of_weights: f64, of_gram: f64| {
+            let weights = weights.map(|w| w * of_weights);
+            let gram: Vec<f64> = gram.iter().map(|g| g * of_gram).collect();
+            quadratic_mask(&weights, 8, &gram, pattern, None, &|| false).unwrap()
+        };
+        for (of_weights, of_gram) in [(600, 600), (1000, 0), (0, 1020), (-600, -500)] {
+            let scale = |power: i32| PowerOfTwo::new(power).times(1.0);
+            assert_eq!(mask(scale(of_weights), scale(of_gram)), mask(1.0, 1.0));
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::Pattern;
 use super::pattern::MAX_GROUP;
 use super::select::Score;
+use crate::linalg::values::{PowerOfTwo, exponent};
 use crate::{Error, Result};
 
 /// Entries between two looks at `stop`: a fraction of a second.
@@ -84,7 +85,7 @@ pub fn transposable_mask<T: Score>(
 /// One block: the flow so far and potentials under which no residual arc has a negative cost.
 struct Flow {
     group: usize,
-    /// Largest score less score: >= 0.
+    /// Largest score less score, over a power of two: >= 0, and no sum overflows.
     cost: [[f64; MAX_GROUP]; MAX_GROUP],
     kept: [[bool; MAX_GROUP]; MAX_GROUP],
     row_potential: [f64; MAX_GROUP],
@@ -105,15 +106,17 @@ struct Tree {
 impl Flow {
     fn new(group: usize, score: impl Fn(usize, usize) -> f64) -> Self {
         let mut cost = [[0.0; MAX_GROUP]; MAX_GROUP];
-        let mut largest = f64::NEG_INFINITY;
+        let (mut largest, mut size) = (f64::NEG_INFINITY, 0.0f64);
         for (i, line) in cost.iter_mut().enumerate().take(group) {
             for (j, cost) in line.iter_mut().enumerate().take(group) {
                 *cost = score(i, j);
                 largest = largest.max(*cost);
+                size = size.max(cost.abs());
             }
         }
+        let unit = PowerOfTwo::new(if size > 0.0 { -exponent(size) } else { 0 });
         for cost in cost.iter_mut().flatten() {
-            *cost = largest - *cost;
+            *cost = unit.times(largest) - unit.times(*cost);
         }
         Self {
             group,
@@ -271,6 +274,16 @@ mod tests {
             }
             let total: f64 = score.iter().zip(&mask).filter(|v| *v.1).map(|v| v.0).sum();
             prop_assert!((total - slow(&score, group, keep, 0, &mut vec![keep; group])).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn scores_at_the_ends_of_float64_are_told_apart() {
+        for size in [f64::MAX, f64::MIN_POSITIVE * f64::EPSILON] {
+            let score = [-size, size, size, -size];
+            let pattern = Pattern::new(1, 2).unwrap();
+            let mask = transposable_mask(&score, 2, pattern, &|| false);
+            assert_eq!(mask.unwrap(), [false, true, true, false]);
         }
     }
 

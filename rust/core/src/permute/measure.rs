@@ -71,7 +71,8 @@ fn by_rows<T: Score>(
     parts.iter().sum()
 }
 
-/// The power of two that brings the largest score to (1/2, 1], so that f64 scores of any size survive in f32.
+/// The power of two that brings the largest score to (1/2, 1], so that f64 scores of any size survive in f32; that of
+/// subnormal scores would be infinite, and 2^1000 is enough.
 pub(crate) fn scale<T: Score>(score: &[T]) -> Result<f64> {
     let mut largest = 0.0f64;
     for &value in score {
@@ -86,7 +87,7 @@ pub(crate) fn scale<T: Score>(score: &[T]) -> Result<f64> {
         largest = largest.max(value);
     }
     Ok(if largest > 0.0 {
-        (-largest.log2().ceil()).exp2()
+        (-largest.log2().ceil()).min(1000.0).exp2()
     } else {
         1.0
     })

@@ -67,7 +67,7 @@ pub struct Found {
 /// `stop` is asked between batches of rounds, on the calling thread.
 ///
 /// # Errors
-/// [`Error::NotAMultiple`] if M does not divide the columns; [`Error::Value`] for a negative or not finite score, or a
+/// [`Error::NotAMultiple`] if M does not divide the columns; [`Error::Value`] for a negative or not finite score or sum of scores, or a
 /// time limit that is not a number >= 0; [`Error::Shape`] if there are no columns or no whole rows, for a
 /// number of threads that cannot be, or if the bound does not go with the shape.
 ///
@@ -94,6 +94,13 @@ pub fn optimize<T: Score>(
             row_bound(score, columns, pattern),
         )
     });
+    if !row_bound.is_finite() {
+        return Err(Error::Value {
+            name: "score",
+            got: row_bound,
+            wanted: "a sum inside float64",
+        });
+    }
     let mut trace = vec![(clock.elapsed().as_secs_f64(), kept_identity)];
     let interrupted = search(&mut chains, settings, (clock, &threads), stop, |value| {
         if trace.last().is_none_or(|last| value / scale > last.1) {
@@ -226,6 +233,32 @@ mod tests {
             assert!(found.kept_identity < found.kept && found.kept < found.row_bound);
             assert_eq!(found.order, run(3).order);
         }
+    }
+
+    #[test]
+    fn subnormal_scores_are_searched_as_others_are() {
+        let pattern = Pattern::new(2, 4).unwrap();
+        let order = |unit: f64| {
+            let score: Vec<f64> = (0..12 * 16)
+                .map(|i| f64::from(i * i * 31 % 97) * unit)
+                .collect();
+            optimize(&score, 16, pattern, settings(20, 1), &|| false)
+                .unwrap()
+                .order
+        };
+        assert_eq!(order(f64::MIN_POSITIVE * f64::EPSILON), order(1.0));
+    }
+
+    #[test]
+    fn scores_whose_sum_is_infinite_are_refused() {
+        let pattern = Pattern::new(1, 2).unwrap();
+        let found = optimize(&[f64::MAX; 8], 4, pattern, settings(1, 1), &|| false);
+        assert!(
+            found
+                .unwrap_err()
+                .to_string()
+                .starts_with("score: inf is not")
+        );
     }
 
     #[test]
