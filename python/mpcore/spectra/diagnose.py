@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from mpcore import _native
-from mpcore.records import Record, to_numpy
-from mpcore.spectra.fit import fit_edge
-from mpcore.spectra.values import check_count, native_matrix
+from mpcore.arrays import to_count, to_numpy
+from mpcore.records import Record
+from mpcore.spectra.fit import fit_edge, spread_and_score
+from mpcore.spectra.values import native_matrix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +62,7 @@ def diagnose(W: Any, *, alpha: float = 0.01, seed: int = 0, threads: int | None 
         >>> found.n_spikes, found.permuted_spikes, abs(found.kurtosis) < 0.2
         (1, 0, True)
     """
-    check_count("seed", seed, 0)
+    to_count(seed, "seed")
     options: dict[str, Any] = {"alpha": alpha, "seed": seed, "threads": threads}
     whole = native_matrix(to_numpy(W, "W", ndim=2))
     fit = fit_edge(whole, **options)
@@ -88,14 +88,7 @@ def diagnose(W: Any, *, alpha: float = 0.01, seed: int = 0, threads: int | None 
 
 
 def _spread(matrix: NDArray[Any], axis: int, kurtosis: float) -> tuple[float, float]:
-    """Coefficient of variation of the mean squares along ``axis``, sampling noise taken off, and its score.
-
-    A mean of m squares of entries with excess kurtosis k has relative variance (2 + k) / m; the variance of c such
-    means has itself the relative standard error sqrt(2 / (c - 1)).
-    """
+    """Of the mean squares along ``axis``."""
     largest = float(np.abs(matrix).max())
     squares = np.square(matrix / largest, dtype=np.float64).mean(axis=axis, keepdims=True).ravel()
-    measured = float(squares.var(ddof=1) / squares.mean() ** 2)
-    expected = max(2 + kurtosis, 0.2) / matrix.shape[axis]
-    z = (measured - expected) / (expected * math.sqrt(2 / (len(squares) - 1)))
-    return math.sqrt(max(0.0, measured - expected)), z
+    return spread_and_score(squares, matrix.shape[axis], kurtosis)

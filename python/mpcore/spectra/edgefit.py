@@ -75,8 +75,9 @@ class EdgeFit(Record):
     ``n`` are the sides after all-zero rows and columns are dropped, ``gamma`` = p/n; ``shape`` is as given.
 
     ``edge`` is the one to act on: ``sigma_plus_deflated`` where the Marchenko-Pastur law is accepted, ``sigma_free``
-    where it is not; ``model_used`` says which. ``n_spikes`` counts values above the threshold that goes with ``edge``
-    (edge plus the Tracy-Widom term at level ``alpha``), ``n_spikes_ci`` the same with the edge at the ends of
+    where it is not; of up to 128 values the edge of noise with the variances of rows and columns, where these explain
+    some of the spikes. ``model_used`` says which. ``n_spikes`` counts values above the threshold that goes with
+    ``edge`` (edge plus the Tracy-Widom term at level ``alpha``), ``n_spikes_ci`` the same with the edge at the ends of
     ``edge_ci``. Intervals are 95 %.
     """
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mpcore import _native
-from mpcore.records import ConvergenceError, to_numpy
+from mpcore.arrays import to_count, to_numpy
+from mpcore.records import ConvergenceError
 from mpcore.spectra import mp
 from mpcore.spectra.edgefit import EdgeFit, GoodnessOfFit, Ranks, Spike
-from mpcore.spectra.values import all_values, check_count, native_matrix, svd
+from mpcore.spectra.values import all_values, native_matrix, svd
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +23,10 @@ PAPER = (0.25, 0.8)
 """Trim and level of the pruning paper."""
 LARGE = 4096
 """Shorter side above which ``method="auto"`` tries Lanczos first."""
+SMALL = 128
+"""Shorter side up to which the values alone may not tell row and column variances from spikes."""
+UNLIKE = 3.0
+"""Score of :func:`spread_and_score` above which variances of rows or columns do differ."""
 
 
 def fit_edge(
@@ -53,7 +58,8 @@ def fit_edge(
         method: "exact" computes all singular values; "lanczos" a block Krylov space that checks itself and falls back
             to exact with a warning (by a second moment, which heavy-tailed entries pass that "exact" rejects);
             "auto" is exact up to 4096 values, Lanczos above.
-        model: "mp", "free", "whitened" (edge of noise with the row and column variances of W) or "auto".
+        model: "mp", "free", "whitened" (edge of noise with the row and column variances of W) or "auto"; this takes the
+            edge of such noise too where, of up to 128 values, the variances beside the spikes explain some of them.
         alpha: level of the Tracy-Widom test for spikes, in [1e-15, 1/2].
         whiten: sides that the second opinion scales: "rows", "cols", "both"; "none" asks for one (of both sides) only
             where there are spikes or the law is rejected.
@@ -83,7 +89,7 @@ def fit_edge(
     _one_of("whiten", whiten, ("none", "rows", "cols", "both"))
     for name, value, least in (("k_max", k_max, 0), ("n_boot", n_boot, 0), ("seed", seed, 0), ("threads", threads, 1)):
         if value is not None:
-            check_count(name, value, least)
+            to_count(value, name, least=least)
     matrix = _prepare(to_numpy(W, "W", ndim=2, finite=False), threads)
     rule = PAPER if paper else BEMA if bema else None
     ask = {"alpha": alpha, "k_max": k_max, "n_boot": n_boot, "seed": seed, "threads": threads}
@@ -200,9 +206,81 @@ def _with_values(
     doubtful = found["n_spikes"] > 0 or not found["gof"][3]
     if second is None and model == "auto" and rule is None and found["sigma_sq"] > 0 and doubtful:
         second = _second_opinion(matrix, "both", ask)
+    small = matrix.p <= SMALL and 0 < found["n_spikes"] < matrix.p - 1 and found["sigma_plus_deflated"] > 0
+    if small and model == "auto" and rule is None:
+        found = _with_unlike_lines(matrix, values, found, ask)
     found["n_spikes_whitened"] = second.n_spikes if second else None
     found["warnings"] += second.warnings if second else []
     return found
+
+
+def _with_unlike_lines(
+    matrix: _Matrix, values: NDArray[np.float64], found: dict[str, Any], ask: dict[str, Any]
+) -> dict[str, Any]:
+    """``found``, or the edge of noise with other variances by row and column where that explains some of its spikes.
+
+    The variances are those of what the spikes leave, so that low-rank structure does not pass for a profile; with the
+    spikes that the profile's edge leaves they are measured again.
+    """
+    count = int(found["n_spikes"])
+    W = matrix.kept.astype(np.float64) / values[0]
+    left, strengths, right, _ = svd(W, count, threads=ask["threads"])
+    over = values[0] * (found["sigma_tw"] / found["sigma_plus_deflated"])
+    while True:
+        edge = _edge_beside(W, left[:, :count], strengths[:count], right[:count], ask["threads"])
+        if edge is None:
+            return found
+        fewer = int(np.count_nonzero(values > edge * over))
+        if fewer >= count:
+            break
+        count = fewer
+    if count == found["n_spikes"]:
+        return found
+    ask = {**ask, "k_max": count}
+    again: dict[str, Any] = _native.find_edge(
+        values, matrix.n, model="auto", bema=None, profile=float(values[0]) * edge, **ask
+    )
+    over = again["sigma_tw"] / again["sigma_plus_deflated"]
+    low, high = (int(np.count_nonzero(values > end * over)) for end in again["edge_ci"])
+    words = "variances differ by row or column: the edge is that of noise with these variances"
+    return again | {"n_spikes_ci": (high, low), "warnings": [*found["warnings"], words]}
+
+
+def _edge_beside(
+    W: NDArray[np.float64],
+    left: NDArray[np.float64],
+    strengths: NDArray[np.float64],
+    right: NDArray[np.float64],
+    threads: int | None,
+) -> float | None:
+    """The edge of noise with the row and column variances of W beside its K spikes; None where they do not differ.
+
+    Without the spikes row i has (columns - K)(1 - sum of its squared entries in ``left``) degrees of freedom.
+    """
+    rest = np.ascontiguousarray(W - (left * strengths) @ right)
+    kurtosis = _native.kurtosis(rest, None, threads)[1]
+    profile, most = [], 0.0
+    for axis, vectors in ((1, left), (0, right.T)):
+        samples = W.shape[axis] - len(strengths)
+        free = np.maximum(1 - (vectors**2).sum(axis=1), 1e-3)
+        variances = (rest**2).sum(axis=axis) / free / samples
+        most = max(most, spread_and_score(variances, samples, kurtosis)[1])
+        profile.append(_without_sampling_noise(variances, samples))
+    if most < UNLIKE:
+        return None
+    return float(_native.profile_edge(profile[0], profile[1] / profile[1].mean()))
+
+
+def spread_and_score(variances: NDArray[np.float64], samples: int, kurtosis: float) -> tuple[float, float]:
+    """Coefficient of variation of variances, each of them measured on some samples, without what that adds; its score.
+
+    A mean of m squares of entries with excess kurtosis k has relative variance (2 + k) / m; the variance of c such
+    means has itself the relative standard error sqrt(2 / (c - 1)), the score's unit.
+    """
+    measured = float(variances.var(ddof=1) / variances.mean() ** 2)
+    expected = max(2 + kurtosis, 0.2) / samples
+    score = (measured - expected) / (expected * math.sqrt(2 / (len(variances) - 1)))
+    return math.sqrt(max(0.0, measured - expected)), score
 
 
 class _Second(NamedTuple):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mpcore import _native
-from mpcore.records import to_numpy
+from mpcore.arrays import to_count, to_numpy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,12 +37,6 @@ class Svd(NamedTuple):
 def native_matrix(array: NDArray[Any]) -> NDArray[Any]:
     """The array in C order, as float64 if it is that already and as float32 otherwise."""
     return np.ascontiguousarray(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Refuse what is not an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name}: {value!r} is not an integer of at least {least}")
 
 
 def all_values(matrix: NDArray[Any], *, bulk: bool, threads: int | None) -> NDArray[np.float64]:
@@ -118,9 +112,9 @@ def svd(
         raise ValueError(f"k: {k!r} is not an integer between 1 and {limit}, the shorter side of {array.shape}")
     if method not in ("krylov", "fast"):
         raise ValueError(f"method: {method!r} is not 'krylov' or 'fast'")
-    check_count("seed", seed, 0)
+    to_count(seed, "seed")
     if threads is not None:
-        check_count("threads", threads, 1)
+        to_count(threads, "threads", least=1)
     if not 1e-14 <= tol < 1:
         raise ValueError(f"tol: {tol!r} is not in [1e-14, 1)")
     matrix = native_matrix(array)
