@@ -168,10 +168,12 @@ def entry(found: list[dict[str, float]]) -> str:
 
 def draw(cells: dict[Cell, dict[str, float]], path: Path) -> None:
     """One panel per network: score by pattern, fewer multiply-accumulates to the left."""
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
     names = sorted({cell.network for cell in cells})
-    figure = Figure(figsize=(4.2 * len(names), 4), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(names), 4.8), layout="constrained")
+    drawn: dict[str, Artist] = {}
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         own = {cell: 100 * found["score"] for cell, found in cells.items() if cell.network == name}
         patterns = sorted(
@@ -186,13 +188,17 @@ def draw(cells: dict[Cell, dict[str, float]], path: Path) -> None:
                 means = {x: statistics.mean(values) for x, values in scores.items() if values}
                 if means:
                     label = f"{method}, {epochs} epochs"
-                    axes.plot(list(means), list(means.values()), style, color=f"C{index}", label=label, ms=5)
+                    (drawn[label],) = axes.plot(list(means), list(means.values()), style, color=f"C{index}", ms=5)
         dense = [v for c, v in own.items() if c.method == "dense"]
-        axes.axhline(statistics.mean(dense), color="0.4", lw=1)
+        drawn["dense"] = axes.axhline(statistics.mean(dense), color="0.4", lw=1)
         axes.set(title=name, xlim=(-0.3, len(patterns) - 0.4), ylim=(0, 102))
         axes.set_xticks(range(len(patterns)), [f"{p}\n{100 * Pattern(p).density:.0f} %" for p in patterns])
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=6.5, frameon=False)
+    order = ["dense", *(f"{method}, {epochs} epochs" for method, epochs in product(METHODS, EPOCHS))]
+    shown = [label for label in order if label in drawn]
+    figure.legend(
+        [drawn[label] for label in shown], shown, loc="outside lower center", ncols=4, frameon=False, fontsize=8
+    )
     figure.supxlabel("pattern, and multiply-accumulates of the pruned layers over dense", fontsize=10)
     figure.axes[0].set_ylabel("top-1 or, without labels, agreement with dense, %")
     with atomic(path) as temporary:
