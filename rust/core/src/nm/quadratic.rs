@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::Pattern;
+use super::pattern::MAX_GROUP;
 use super::select::Score;
 use crate::linalg::values::{PowerOfTwo, exponent};
 use crate::vector::{Kernel, widest};
@@ -66,12 +67,12 @@ pub fn quadratic_mask<T: Score>(
     let fill = |(block, mask): (usize, &mut [bool])| {
         for index in 0..groups {
             let at = |lane: usize| (block * LANES + lane) * columns + index * group;
-            let gram = &gram[index * group * group..][..group * group];
+            let gram = symmetric(&gram[index * group * group..][..group * group], group);
             let mut search = Search::new(pattern);
             for lane in 0..mask.len() / columns {
                 let weights = &weight[at(lane)..][..group];
                 let target = target.map(|t| (&t.mask[at(lane)..][..group], t.weight));
-                search.load(lane, weights, gram, target);
+                search.load(lane, weights, &gram, target);
             }
             let removed = widest(&mut search);
             for (lane, row) in mask.chunks_exact_mut(columns).enumerate() {
@@ -134,10 +135,30 @@ fn check(
     Ok(())
 }
 
-/// The power of two that brings the largest magnitude below one.
-fn to_unit(values: impl Iterator<Item = f64>) -> PowerOfTwo {
-    let largest = values.fold(0.0, |largest: f64, v| largest.max(v.abs()));
-    PowerOfTwo::new(if largest > 0.0 { -exponent(largest) } else { 0 })
+/// The symmetric part of a group's moments, within range.
+fn symmetric(gram: &[f64], group: usize) -> Vec<f64> {
+    let mut found = gram.to_vec();
+    within_range(&mut found);
+    for i in 0..group {
+        for j in 0..i {
+            let mean = f64::midpoint(found[i * group + j], found[j * group + i]);
+            (found[i * group + j], found[j * group + i]) = (mean, mean);
+        }
+    }
+    found
+}
+
+/// Multiply by a power of two if the largest magnitude is so far from one that products might leave float64.
+fn within_range(values: &mut [f64]) {
+    let largest = values
+        .iter()
+        .fold(0.0, |largest: f64, v| largest.max(v.abs()));
+    if largest > 0.0 && !(1e-60..1e60).contains(&largest) {
+        let unit = PowerOfTwo::new(-exponent(largest));
+        for value in values {
+            *value = unit.times(*value);
+        }
+    }
 }
 
 /// M over N; at most 32 over 16, which fits.
@@ -170,7 +191,7 @@ impl Search {
         }
     }
 
-    /// Put the costs of one row into a lane, scaled by powers of two, so that no product overflows.
+    /// Put the costs of one row into a lane; `gram` is symmetric and within range.
     fn load<T: Score>(
         &mut self,
         lane: usize,
@@ -179,17 +200,16 @@ impl Search {
         target: Option<(&[bool], f64)>,
     ) {
         let group = self.group;
-        let (of_weights, of_gram) = (
-            to_unit(weights.iter().map(|&w| w.into())),
-            to_unit(gram.iter().copied()),
-        );
-        let gram = |i: usize, j: usize| of_gram.times(gram[i * group + j]);
+        let mut row = [0.0; MAX_GROUP];
+        for (value, &weight) in row.iter_mut().zip(weights) {
+            *value = weight.into();
+        }
+        let row = &mut row[..group];
+        within_range(row);
         let (mut diagonal, mut rest) = (0.0, 0.0);
-        for (i, &wi) in weights.iter().enumerate() {
-            let wi = of_weights.times(wi.into());
-            for (j, &wj) in weights.iter().enumerate() {
-                let wj = of_weights.times(wj.into());
-                let value = wi * wj * (gram(i, j) + gram(j, i)) / 2.0;
+        for (i, &wi) in row.iter().enumerate() {
+            for (j, &wj) in row.iter().enumerate() {
+                let value = wi * wj * gram[i * group + j];
                 self.cross[i * group + j][lane] = 2.0 * value;
                 if i == j {
                     self.gain[j][lane] = value;
