@@ -37,6 +37,21 @@ def test_matrix_times_rows_is_the_layer(layer):
     torch.testing.assert_close(expected, output.reshape(-1, 5), rtol=1e-4, atol=1e-5)
 
 
+def test_a_convolution_of_single_images_gives_the_rows_of_a_batch_of_one():
+    layer = nn.Conv2d(12, 5, 3, padding=1, padding_mode="reflect")
+    image = torch.randn(12, 6, 7)
+    alone, batch = (input_rows(layer, inputs, 10, seed=0) for inputs in (image, image[None]))
+    assert torch.equal(alone[0], batch[0])
+    assert torch.equal(alone[1], batch[1])
+
+    class OneByOne(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([super(OneByOne, self).forward(image).mean((1, 2)) for image in x])
+
+    images_one_by_one = calibrate(OneByOne(layer), ["0"], [torch.randn(3, 12, 6, 7)])
+    assert images_one_by_one["0"].count == 3 * 6 * 7
+
+
 def test_the_matrix_view_is_undone_exactly():
     weight = torch.randn(5, 12, 3, 2)
     assert torch.equal(from_matrix(as_matrix(weight), weight.shape), weight)
@@ -54,6 +69,21 @@ def test_streamed_moments_equal_those_of_all_rows_at_once():
     np.testing.assert_allclose(stats["2"].mean, hidden.mean(0), rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(stats["2"].gram, hidden.T @ hidden / 15, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(stats["2"].square, (hidden**2).mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("gram", [False, True])
+def test_inputs_that_vary_little_around_a_large_mean_keep_their_variance(gram):
+    draw = torch.Generator().manual_seed(0)
+    mean = torch.linspace(-300, 500, 12)
+    batches = [mean + torch.randn(200, 1, generator=draw) * torch.linspace(0.1, 0.4, 12) for _ in range(3)]
+    net = nn.Sequential(nn.Linear(12, 4))
+    found = calibrate(net, ["0"], batches, gram=gram)["0"]
+    rows = torch.cat(batches).double().numpy()
+    exact = np.cov(rows, rowvar=False, bias=True)
+    np.testing.assert_allclose(found.square - found.mean**2, np.diagonal(exact), rtol=1e-4)
+    if gram:
+        centred = found.gram - np.outer(found.mean, found.mean)
+        np.testing.assert_allclose(centred, exact, rtol=1e-4)
 
 
 def test_the_same_positions_are_drawn_for_the_same_seed():
@@ -194,7 +224,9 @@ class Answers(nn.Module):
 
     def forward(self, x: Tensor) -> object:
         y = self.layer(x)
-        return {"one number": y.sum(-1), "scalar": y.sum(), "dict": {"out": y, "aux": y}, "empty": ()}[self.how]
+        return {"one number": y.sum(-1), "scalar": y.sum(), "dict": {"out": y, "aux": y}, "empty": (), "list": [y, y]}[
+            self.how
+        ]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +235,7 @@ class Answers(nn.Module):
         ("one number", ValueError, r"batch 0 has the shape \(6,\), wanted logits \(samples, classes\); .*stack"),
         ("scalar", ValueError, r"calibration batch 0 has the shape \(\), wanted logits \(samples, classes\)"),
         ("dict", TypeError, "its output is a dict with the keys 'out', 'aux', wanted a tensor of logits"),
+        ("list", TypeError, "its output is a list of 2, wanted a tensor of logits; wrap the model so that its forward"),
         ("empty", TypeError, "its output is a tuple, wanted a tensor of logits"),
     ],
 )

@@ -50,6 +50,19 @@ def test_parametrised_weights_are_left_alone():
     assert layer.reason == "its weight is parametrised"
 
 
+def test_a_parametrised_weight_is_not_computed():
+    net = nn.Sequential(nn.Linear(8, 4), nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 4, 3, groups=2))).train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert [layer.shape for layer in inventory(net).layers] == [(4, 8), (4, 4, 3, 3)]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_a_weight_without_a_shape_is_named_with_what_to_do():
+    net = nn.Sequential(nn.Linear(4, 8), nn.LazyLinear(8))
+    with pytest.raises(ValueError, match=r"layer 1: its weight has no shape yet \(lazy module\); run the model on a"):
+        inventory(net)
+
+
 def test_skip_takes_globs_and_says_which_matched():
     layer = inventory(tiny_vit(), skip=["blocks.0.*"])["blocks.0.attn.qkv"]
     assert layer.reason == "matches skip = 'blocks.0.*'"

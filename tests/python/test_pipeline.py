@@ -187,6 +187,27 @@ def test_a_recipe_that_prunes_nothing_says_why():
         prune_vit(recipe=Recipe(pattern="7:15"))
 
 
+@pytest.mark.parametrize("sequence", ["asymmetric", "sequential", "parallel"])
+def test_inputs_that_hardly_vary_can_be_compensated_for(sequence):
+    draw = torch.Generator().manual_seed(0)
+    inputs = 1 + 1e-3 * torch.randn(300, 1, generator=draw) * torch.linspace(0.8, 1.2, 8)
+    net = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 8), nn.Linear(8, 3))
+    recipe = Recipe(sequence=sequence, certify_samples=4)
+    run = mpcore.prune(net, recipe, calibration=[inputs], progress=False)
+    with torch.no_grad():
+        before = net(inputs)
+        assert (run.model(inputs) - before).abs().max() < (before - before.mean(0)).abs().max()
+
+
+def test_a_model_that_draws_at_random_in_evaluation_mode_cannot_be_certified():
+    class Drops(nn.Sequential):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.2, training=True)
+
+    with pytest.raises(ValueError, match="two passes over the same samples in evaluation mode give logits that differ"):
+        mpcore.prune(Drops(nn.Linear(8, 6)), "fast", calibration=[torch.randn(64, 8)], progress=False)
+
+
 @pytest.mark.parametrize(
     ("calibration", "error", "message"),
     [

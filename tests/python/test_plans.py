@@ -192,6 +192,8 @@ class Odd(nn.Module):
             hidden = hidden * torch.arange(8.0, dtype=hidden.dtype)
         elif self.how == "data" and float(hidden.sum()) > 0:
             hidden = -hidden
+        elif self.how == "shape":
+            hidden = hidden[(hidden.sum(1) > 0).nonzero()[:, 0]]
         elif self.how == "write":
             hidden[:, 2].mul_(3)
         elif self.how == "eye":
@@ -209,6 +211,7 @@ class Odd(nn.Module):
         ("view", "split or merged"),
         ("constant", "a constant made in the forward pass"),
         ("data", "torch.export cannot follow the network"),
+        ("shape", "torch.export cannot follow the network"),
         ("write", "an axis that is indexed"),
         ("output", "an axis that is concatenated"),
         ("eye", "a constant made in the forward pass"),

@@ -45,6 +45,11 @@ def first(inputs: Any, count: int) -> Any:
     return {key: value[:count] for key, value in inputs.items()} if isinstance(inputs, dict) else inputs[:count]
 
 
+def take(inputs: Any, order: list[int]) -> Any:
+    """The samples of a batch's inputs at these places, in this order."""
+    return {key: value[order] for key, value in inputs.items()} if isinstance(inputs, dict) else inputs[order]
+
+
 def size(inputs: Any) -> int:
     """Number of samples of a batch's inputs."""
     return len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
@@ -60,9 +65,19 @@ def place(inputs: Any, like: nn.Module, dtype: torch.dtype | None = None) -> Any
 
 
 def forward(model: nn.Module, inputs: Any) -> Tensor:
-    """The logits (n, classes) of ``model``; ``.logits`` of a Hugging Face output, the first entry of a tuple."""
+    """The logits (n, classes) of ``model``; ``.logits`` of a Hugging Face output, the first entry of a tuple.
+
+    Raises:
+        TypeError: for anything else, and for a list of several: as a rule feature maps, of which the first says nothing
+            of the others.
+    """
     output = call(model, inputs)
     output = getattr(output, "logits", output)
+    if isinstance(output, list) and len(output) > 1:
+        raise TypeError(
+            f"model: its output is a list of {len(output)}, wanted a tensor of logits; wrap the model so that its "
+            "forward returns the one that counts, or all of them joined to one"
+        )
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     if not isinstance(output, Tensor):

@@ -59,28 +59,46 @@ class CalibrationStats(Mapping[str, Moments]):
 
 
 class Accumulator:
-    """Running sums of the moments; products of a batch in float32, sums over batches in float64."""
+    """Running sums of the moments; products of a batch in float32, sums over batches in float64.
+
+    The mean of the first rows is taken off all of them before they are multiplied: where an input varies little around
+    a large mean, its variance would else be less than the rounding of its square.
+    """
 
     def __init__(self, columns: int, *, gram: bool) -> None:
         self.count = 0
+        self.centre = torch.zeros(columns, dtype=torch.float64)
         self.sum = torch.zeros(columns, dtype=torch.float64)
         self.square = torch.zeros(columns, dtype=torch.float64)
         self.gram = torch.zeros(columns, columns, dtype=torch.float64) if gram else None
 
-    def add(self, rows: Tensor) -> None:
-        """Take in rows (n, columns), float32."""
+    def add(self, rows: Tensor) -> Tensor:
+        """Take in rows (n, columns), float32, and return them as deviations from the centre."""
+        if not self.count and len(rows):
+            self.centre = rows.mean(0).double().cpu()
         self.count += len(rows)
+        rows = rows - self.centre.to(rows)
         self.sum += rows.sum(0).double().cpu()
         if self.gram is None:
             self.square += rows.square().sum(0).double().cpu()
         else:
             self.gram += (rows.T @ rows).double().cpu()
+        return rows
 
     def moments(self) -> Moments:
         """The means so far."""
-        gram = None if self.gram is None else (self.gram / self.count).numpy()
-        square = (self.square / self.count).numpy() if gram is None else np.diagonal(gram).copy()
-        return Moments(self.count, (self.sum / self.count).numpy(), square, gram)
+        mean = self.centre + self.sum / self.count
+        if self.gram is None:
+            square = self.square / self.count + mean.square() - (mean - self.centre).square()
+            return Moments(self.count, mean.numpy(), square.numpy())
+        gram = about_zero(self.gram / self.count, (mean, mean), (self.centre, self.centre)).numpy()
+        return Moments(self.count, mean.numpy(), np.diagonal(gram).copy(), gram)
+
+
+def about_zero(product: Tensor, means: tuple[Tensor, Tensor], centres: tuple[Tensor, Tensor]) -> Tensor:
+    """E x z' from E (x - a)(z - b)', the means of x and z and their centres (a, b)."""
+    (x, z), (a, b) = means, centres
+    return product + torch.outer(x, z) - torch.outer(x - a, z - b)
 
 
 def input_rows(module: Layer, inputs: Tensor, positions: int, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -99,6 +117,7 @@ def input_rows(module: Layer, inputs: Tensor, positions: int, seed: int) -> tupl
         chosen = _choose(tokens.shape[1], positions, seed) if inputs.ndim == 4 else None
         tokens = tokens if chosen is None else tokens[:, chosen]
         return tokens.reshape(-1, inputs.shape[-1]).float(), chosen
+    inputs = inputs if inputs.ndim == 4 else inputs[None]  # one image without a batch axis
     padding = module._reversed_padding_repeated_twice
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     if any(padding):
@@ -269,7 +288,7 @@ def _is_linear(module: Layer, rows: Tensor, output: Tensor, chosen: Tensor | Non
     if module.bias is not None:
         expected += module.bias.float()
     if isinstance(module, nn.Conv2d):
-        output = output.flatten(2).transpose(1, 2)
+        output = (output if output.ndim == 4 else output[None]).flatten(2).transpose(1, 2)
     elif output.ndim == 4:
         output = output.reshape(len(output), -1, output.shape[-1])
     if chosen is not None:

@@ -13,13 +13,26 @@ from mpcore.models.apply import Matrix
 from mpcore.models.batches import check_logits, first, forward, place, size, split
 from mpcore.models.segments import Path
 
+REPEATED = 1e-3
+"""Largest difference of two passes of one network, relative to its largest logit, that is taken for rounding."""
+
 
 class LogitTrail:
-    """Logits of a network on the first ``samples`` calibration samples while it is pruned step by step."""
+    """Logits of a network on the first ``samples`` calibration samples while it is pruned step by step.
+
+    Raises:
+        ValueError: if two passes of the dense network differ by more than rounding.
+    """
 
     def __init__(self, dense: nn.Module, batches: Sequence[Any], samples: int) -> None:
         self.batches = _head(batches, samples)
         self.dense = self.logits(dense)
+        change = np.abs(self.logits(dense) - self.dense).max()
+        if change > REPEATED * np.abs(self.dense).max():
+            raise ValueError(
+                f"model: two passes over the same samples in evaluation mode give logits that differ by {change:.3g}, "
+                "so that nothing can be certified; it draws random numbers or keeps a state, which has to be turned off"
+            )
         self.now = self.dense
         self.path: dict[str, Matrix] = {}
         self._walk: tuple[Path, Mapping[str, int]] | None = None

@@ -30,7 +30,7 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[s
 
     Raises:
         TypeError: if ``model`` is not an nn.Module, or ``skip`` is one string.
-        ValueError: if it holds no Linear and no Conv2d, or a glob of ``skip`` matches none.
+        ValueError: if it holds no Linear and no Conv2d or a weight without a shape, or a glob of ``skip`` matches none.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: {type(model).__name__} is not a torch.nn.Module")
@@ -49,7 +49,7 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[s
             LayerInfo(
                 name=name,
                 kind="linear" if isinstance(module, nn.Linear) else "conv2d",
-                shape=tuple(module.weight.shape),
+                shape=_shape(name, module),
                 role=_role(name, module),
                 prunable=not reason,
                 permutable=not reason and name in permutable,
@@ -95,6 +95,22 @@ def _remedy(module: nn.Module) -> str:
     return ""
 
 
+def _shape(name: str, module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
+    """The weight's shape, without computing a weight that is parametrised: that may change buffers.
+
+    Raises:
+        ValueError: if it has none yet.
+    """
+    weight = module._parameters.get("weight")
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise ValueError(f"layer {name}: its weight has no shape yet (lazy module); run the model on a batch first")
+    if weight is not None:
+        return tuple(weight.shape)
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return module.out_channels, module.in_channels // module.groups, *module.kernel_size
+
+
 def _role(name: str, module: nn.Linear | nn.Conv2d) -> str:
     if not HEADS.isdisjoint(name.split(".")):
         return "head"
@@ -121,8 +137,6 @@ def _why_not(
     role = _role(name, module)
     if glob := next((glob for glob in skip if fnmatchcase(name, glob)), None):
         return f"matches skip = {glob!r}"
-    if isinstance(module.weight, nn.parameter.UninitializedParameter):
-        return "its weight has no shape yet (lazy module)"
     if role == "head" and name not in named:
         return "classifier head"
     if role == "depthwise":

@@ -5,6 +5,8 @@ before it returned and nothing that could grow from run to run, and every layer 
 On the first samples of each batch, the activation that enters the first segment is moved by noise: every segment, run
 by itself on what it was given then but with the other arguments of a pass without noise, must return what it returned
 then, and so must the model from the last segment's output on. Nothing else then carries what a segment computed.
+
+Whether rows of a layer's input belong to fixed places of fixed samples is shown the same way, by :func:`find_routed`.
 """
 
 from __future__ import annotations
@@ -18,11 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpcore.models.batches import first, forward, place, split
+from mpcore.models.batches import first, forward, layer_input, place, size, split, take, tensors_of
 from mpcore.models.segments import Chain, relayed, tensor_of, uncached, with_tensor
 
 SAMPLES = 2
 """Samples of each batch on which segments are run one by one."""
+REORDERED = 4
+"""Samples of each batch that are put in another order to see which rows of a layer follow them."""
+REORDERING = 1e-2
+"""Largest difference between what two orders give for one sample, relative to the largest entry."""
 NOISE = 0.5
 """Standard deviation of the noise on the activation, relative to the activation's own."""
 ROUNDING = 64
@@ -53,6 +59,85 @@ def find_segments(model: nn.Module, names: Sequence[str], batches: Sequence[Any]
             if chain is not None:
                 return chain
     return _survey(model, [], names, batches) or Chain()
+
+
+@torch.inference_mode()
+def find_routed(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) -> frozenset[str]:
+    """Layers of which the data choose the rows, as a mixture of experts does: two models may choose differently.
+
+    All others have as many rows on every batch of one shape, and follow its first :data:`REORDERED` samples: with these
+    in reverse order the rows come in reverse order of the samples, or they are the same whatever the samples are.
+    """
+    routed: set[str] = set()
+    lengths: dict[Any, list[int]] = {}
+    for batch in batches:
+        inputs = place(first(split(batch)[0], REORDERED), model)
+        count = size(inputs)
+        given, back = (
+            _projections(model, names, take(inputs, order)) for order in ([*range(count)], [*reversed(range(count))])
+        )
+        shape = tuple(tensor.shape for tensor in tensors_of(inputs))
+        doubtful = []
+        for name in names:
+            found = [len(rows) for rows in given[name]]
+            if lengths.setdefault((name, shape), found) != found:
+                routed.add(name)
+            elif not _reversed(given[name], back[name], count):
+                doubtful.append(name)
+        if doubtful:
+            last = _projections(model, doubtful, take(inputs, [count - 1] * count))
+            routed.update(name for name in doubtful if not _all_close(last[name], given[name]))
+    return frozenset(routed)
+
+
+def _projections(model: nn.Module, names: Sequence[str], inputs: Any) -> dict[str, list[Tensor]]:
+    """For every call of each layer one number per row of its input: the row's product with a random vector."""
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def hook(name: str) -> Any:
+        def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            rows = layer_input(args, kwargs)
+            rows = rows.movedim(-3, -1) if isinstance(module, nn.Conv2d) else rows
+            vector = torch.randn(rows.shape[-1], generator=torch.Generator().manual_seed(0)).to(rows.device)
+            found[name].append((rows.double() @ vector.double()).to(rows.dtype).flatten())
+
+        return catch
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
+    try:
+        forward(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _all_close(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    return len(found) == len(wanted) and all(map(_close, found, wanted))
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    """Equal but for what rounding becomes on its way through a deep network; rows of other samples differ by more."""
+    if found.shape != wanted.shape or not len(wanted):
+        return found.shape == wanted.shape
+    loose = max(REORDERING, ROUNDING * torch.finfo(found.dtype).eps)
+    return bool((found - wanted).abs().max() <= loose * wanted.abs().max())
+
+
+def _reversed(calls: Sequence[Tensor], back: Sequence[Tensor], count: int) -> bool:
+    """Whether the rows ``back`` are those of ``calls`` with the samples reversed: in each call, or in all together."""
+    if len(calls) == len(back) and all(map(_turned, calls, back, [count] * len(calls))):
+        return True
+    return _turned(torch.cat(tuple(calls)), torch.cat(tuple(back)), count) if calls and back else False
+
+
+def _turned(rows: Tensor, back: Tensor, count: int) -> bool:
+    """:func:`_reversed` for one call, wherever the axis of the ``count`` samples lies among those of the rows."""
+    if len(rows) != len(back) or len(rows) % count:
+        return False
+    share = len(rows) // count
+    outer = [size for size in range(1, share + 1) if share % size == 0]
+    return not share or any(_close(back, rows.reshape(size, count, -1).flip(1).flatten()) for size in outer)
 
 
 def _candidates(model: nn.Module, names: Sequence[str]) -> list[str]:

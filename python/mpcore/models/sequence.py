@@ -1,10 +1,10 @@
 """Prune a network layer by layer in the order it is run, the dense path beside the pruned one.
 
 Inputs of a layer come from the already pruned prefix and its targets from the dense model, so that a layer also repairs
-what the layers before it broke. Moments are streamed: memory is O(columns^2) for the one layer in hand, plus the
-activations of the calibration set at one block boundary of each path, plus the inputs of the layers of one block where
-they take no more than :data:`AHEAD`. Where the network is no chain of blocks, or the pruned one turns out to be none,
-every pass is a whole one.
+what the layers before it broke; a layer of which the data choose the rows keeps its own weights as the target. Moments
+are streamed: memory is O(columns^2) for the one layer in hand, plus the activations of the calibration set at one block
+boundary of each path, plus the inputs of the layers of one block where they take no more than :data:`AHEAD`. Where the
+network is no chain of blocks, or the pruned one turns out to be none, every pass is a whole one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from mpcore.models.apply import Matrix, as_matrix, layer_of, set_weight, shift_output
-from mpcore.models.calibrate import Accumulator, CalibrationStats, Moments
+from mpcore.models.calibrate import Accumulator, CalibrationStats, Moments, about_zero
 from mpcore.models.certificate import LogitTrail
-from mpcore.models.proof import find_segments
+from mpcore.models.proof import find_routed, find_segments
 from mpcore.models.recipe import Recipe
 from mpcore.models.segments import Chain, Path, Unsound
 from mpcore.models.solve import Problem, Solution, solve
@@ -78,6 +78,9 @@ class Walk:
         )
         self.order = [name for name in stats if name in patterns]
         self.segments = Chain() if whole else find_segments(dense, self.order, batches)
+        # Where the data choose the rows, no row of the one path is known to belong to a row of the other.
+        fitted = recipe.sequence == "asymmetric"
+        self.routed = find_routed(dense, self.order, batches) if fitted else frozenset[str]()
         self.stages = self._stages(self.segments)
         self.dense_path, self.pruned_path = (Path(model, self.segments, batches) for model in (dense, pruned))
         self.batches = range(len(batches))
@@ -140,27 +143,29 @@ class Walk:
             shift_output(module, self.pruned.get_submodule(norm) if norm else None, result.shift)
 
     def _moments(self, name: str) -> CrossMoments:
-        """Stream the rows of one layer through both paths, or through the one that the recipe uses for both."""
+        """Stream the rows of one layer through both paths, or through the one that stands for both."""
         columns = int(np.prod(layer_of(self.pruned, name).weight.shape[1:]))
-        total, cross = Accumulator(columns, gram=True), torch.zeros(columns, columns, dtype=torch.float64)
-        dense_sum = torch.zeros(columns, dtype=torch.float64)
-        both = self.recipe.sequence == "asymmetric"
+        total, dense = Accumulator(columns, gram=True), Accumulator(columns, gram=False)
+        product = torch.zeros(columns, columns, dtype=torch.float64)
+        both = self.recipe.sequence == "asymmetric" and name not in self.routed
         path = self.dense_path if self.recipe.sequence == "parallel" else self.pruned_path
         for index in self.batches:
             z = path.rows(name, index, positions=self.recipe.positions, seed=self.seed)
-            total.add(z)
+            moved = total.add(z)
             if both:
                 x = self.dense_path.rows(name, index, positions=self.recipe.positions, seed=self.seed)
-                x = x if len(x) == len(z) else z  # routed apart: no row of the one belongs to a row of the other
-                cross += (x.T @ z).double().cpu()
-                dense_sum += x.sum(0).double().cpu()
+                x = x if len(x) == len(z) else z  # no row of the one belongs to a row of the other
+                product += (dense.add(x).T @ moved).double().cpu()
         if not total.count:
             return _without_rows(self.stats[name])
         moments = total.moments()
         if not both:
             assert moments.gram is not None
             return CrossMoments(moments, moments.mean, moments.gram)
-        return CrossMoments(moments, (dense_sum / total.count).numpy(), (cross / total.count).numpy())
+        mean = dense.moments().mean
+        means = torch.from_numpy(mean), torch.from_numpy(moments.mean)
+        cross = about_zero(product / total.count, means, (dense.centre, total.centre))
+        return CrossMoments(moments, mean, cross.numpy())
 
 
 def _without_rows(dense: Moments) -> CrossMoments:

@@ -48,11 +48,11 @@ def trace(model: nn.Module, example: Any) -> Traced:
         f"{name}.weight": name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
     }
     try:
-        program = _export(model, example)
+        axes, tensors = _tie_axes(model, _export(model, example))
     except Exception as error:  # whatever the model's own code or the exporter raises, it is a reason to refuse
-        reason = f"torch.export cannot follow the network ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+        told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        reason = f"torch.export cannot follow the network ({told})"
         return Traced((), (), dict.fromkeys(layers.values(), reason))
-    axes, tensors = _tie_axes(model, program)
     groups, streams, refused = list[PermutationGroup](), list[PermutationGroup](), dict[str, str]()
     members = axes.classes()
     seen: set[Key] = set()
