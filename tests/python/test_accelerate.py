@@ -12,6 +12,7 @@ from nets import images, tiny_vit
 from pruned import prune
 from torch import nn
 
+from mpcore import _native
 from mpcore.masks import nm_mask
 from mpcore.models import accelerate as module
 from mpcore.models import timings
@@ -165,6 +166,30 @@ def test_a_table_of_timings_is_believed_and_added_to(tmp_path: Path, monkeypatch
     path.write_text('{"timings": [3]}')
     with pytest.raises(ValueError, match=r"timings\.json: not a table"):
         accelerate(model, x, table=path)
+
+
+@pytest.mark.usefixtures("always")
+def test_a_table_is_not_believed_under_other_settings(tmp_path: Path) -> None:
+    path, x = tmp_path / "timings.json", torch.randn(3, 16)
+
+    def keys(bias: bool = True) -> set[str]:
+        accelerate(prune(nn.Linear(16, 8, bias=bias), "2:4"), x, table=path)
+        return set(json.loads(path.read_text())["timings"])
+
+    plain = keys()
+    assert all(f"torch {torch.__version__}, mpcore {_native.__version__}, " in key for key in plain)
+    assert keys() == plain
+    more = keys(bias=False)
+    assert more > plain
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = keys() - more
+    assert lowered
+    assert all("autocast to torch.bfloat16" in key for key in lowered)
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert any("float32 products in high precision" in key for key in keys())
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.usefixtures("always")

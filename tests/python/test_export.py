@@ -203,9 +203,10 @@ def test_onnx_keeps_the_zeros_and_computes_the_same_for_any_batch(tmp_path: Path
 def test_a_lost_zero_is_noticed() -> None:
     model, _ = masked(nn.Sequential(nn.Linear(8, 4)), ("0",))
     weight = layer_of(model, "0").weight.detach().numpy()
-    _check_zeros(model, {"w": weight.T})
+    _check_zeros(model, {"w": weight.T}, {"0.weight"})
+    _check_zeros(model, {}, ())
     with pytest.raises(ValueError, match="layer 0: its zeros are not in the exported file"):
-        _check_zeros(model, {"w": weight + 1})
+        _check_zeros(model, {"w": weight + 1}, {"0.weight"})
 
 
 def eligibility(path: Path) -> dict[str, str]:

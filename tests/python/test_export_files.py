@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import safetensors
 import torch
@@ -13,10 +14,11 @@ from pruned import prune
 from safetensors.torch import load_file, save_file
 from test_cli import complaint, document
 from test_cli import run as command
-from torch import nn
+from torch import Tensor, nn
 
 from mpcore.models.compact import load_compact, save_compact
 from mpcore.models.export import load_weights, save_model, state_sha256
+from mpcore.models.onnx_check import eligible_24
 from mpcore.models.onnx_file import to_onnx
 from mpcore.models.sparse_layers import SparseLinear
 from mpcore.pattern import Pattern
@@ -105,3 +107,46 @@ def test_doctor_calls_an_input_the_model_does_not_take_a_mistake(tmp_path: Path)
     assert "--input '3,16': the model does not take inputs of shape (8, 3, 16)" in line
     found = document(command("doctor", f"{tmp_path}/nets.py:none", "--input", "3", "--json"))
     assert found["layers"] == []
+
+
+class Spare(nn.Module):
+    """A layer that evaluation does not use, and one whose output is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.auxiliary, self.constant = nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x) + self.constant(torch.ones(1, 16))
+
+
+def test_layers_that_do_not_run_do_not_hinder_an_export(tmp_path: Path) -> None:
+    model = prune(Spare(), "2:4").eval()
+    path = to_onnx(model, torch.randn(2, 16), tmp_path / "a.onnx")
+    assert [layer.layer for layer in eligible_24(path)] == ["used"]
+    session, x = onnxruntime.InferenceSession(path), torch.randn(3, 16)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+class Centred(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight - self.weight.mean(1, keepdim=True), self.bias)
+
+
+def test_a_layer_that_fills_its_zeros_is_named(tmp_path: Path) -> None:
+    model = prune(nn.Sequential(Centred(16, 8)), "2:4")
+    with pytest.raises(
+        ValueError, match=r"layer 0: its zeros are not in the .* a Centred multiplies by another weight"
+    ):
+        to_onnx(model, torch.randn(2, 16), tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_names_inputs_it_cannot_take(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(16, 8)), torch.randn(1, 16)
+    with pytest.raises(TypeError, match="example_input: a tuple, wanted one torch tensor"):
+        to_onnx(model, (x, x), tmp_path / "a.onnx")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shape \(1, 16\), wanted two samples or more.*dynamic_batch=False"):
+        to_onnx(model, x, tmp_path / "a.onnx")

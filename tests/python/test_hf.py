@@ -159,3 +159,32 @@ def test_a_streamed_checkpoint_is_a_folder_that_transformers_reads(tmp_path: Pat
     assert torch.equal(layer, dense * torch.from_numpy(mask))
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
     assert mpcore.verify(run).ok
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"size": 20}, {"crop_pct": 1.0}),
+        ({"size": [16, 20]}, {"crop_pct": 1.0}),
+        ({"size": {"shortest_edge": 20}, "crop_pct": None}, {"crop_pct": 0.8}),
+        ({"image_mean": None, "resample": None}, {"mean": (0.5, 0.5, 0.5), "interpolation": "bilinear"}),
+    ],
+)
+def test_older_and_empty_settings_of_pictures_are_read(
+    vit: Path, settings: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    (vit / "preprocessor_config.json").write_text(json.dumps(settings))
+    found = build_model({"hf": str(vit)}).pretrained_cfg
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_settings_that_are_none_are_named(vit: Path) -> None:
+    file = vit / "preprocessor_config.json"
+    for text, message in (
+        ('{"resample": "soft"}', r"preprocessor_config\.json: resample = 'soft', wanted a number from 0 to 5"),
+        ("[]", r"preprocessor_config\.json: a JSON list, wanted an object"),
+        ("{", r"preprocessor_config\.json: not a JSON document"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(vit)

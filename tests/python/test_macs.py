@@ -5,6 +5,7 @@ import timm
 import torch
 from nets import TinyConvNet, images, tiny_vit
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mpcore import nm_mask
 from mpcore.models import tome
@@ -182,6 +183,8 @@ def test_a_layer_called_by_keyword_counts():
 
 def test_mistakes_are_named():
     model, x = tiny_vit(), images(1, channels=1, size=8)
+    with pytest.raises(TypeError, match="example_input: a dict, wanted one torch tensor"):
+        macs(model, {"x": x})
     with pytest.raises(ValueError, match="convention: 'rough', wanted 'exact' or 'paper'"):
         macs(model, x, "rough")
     with pytest.raises(ValueError, match=r"patterns: 'blocks\.0\.attn' is no Linear or Conv2d of the model"):
@@ -196,3 +199,25 @@ def test_the_report_is_plain():
     report = macs(nn.Linear(4, 2), torch.zeros(1, 4))
     assert isinstance(report, MacReport)
     assert (report.total, report.layers[0].kind, report.layers[0].name) == (8, "linear", "")
+
+
+class Experts(nn.Module):
+    """As Hugging Face's Mixtral: the weights of all experts in one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.ones(2, 8, 4))
+
+    def forward(self, x):
+        return x @ self.up.sum(0).T
+
+
+def test_weights_of_kinds_that_are_not_counted_are_listed():
+    model = nn.Sequential(nn.Conv1d(4, 4, 1), nn.Flatten(), nn.Linear(4, 4), Experts(), nn.LayerNorm((8,)))
+    assert macs(model, torch.zeros(2, 4, 1)).uncounted == ("0", "3")
+
+
+def test_attention_of_language_models_is_listed():
+    config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    report = macs(LlamaForCausalLM(config).eval(), torch.zeros(1, 3, dtype=torch.long))
+    assert report.uncounted == ("model.layers.0.self_attn",)

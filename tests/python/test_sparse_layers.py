@@ -8,6 +8,7 @@ import pytest
 import torch
 from pruned import mixed, prune
 from torch import nn
+from torch.autograd import forward_ad
 
 from mpcore.masks import nm_mask
 from mpcore.models import accelerate as module
@@ -239,3 +240,19 @@ def test_an_image_alone_is_convolved_as_in_a_batch() -> None:
 def test_gradients_are_refused_with_what_to_do() -> None:
     with pytest.raises(RuntimeError, match=r"no gradients: run the model under torch\.no_grad\(\)"):
         linear()(torch.randn(3, 16, requires_grad=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.script:FutureWarning")  # torch's own, when it first sees a tangent
+def test_a_tangent_is_refused_and_never_lost() -> None:
+    layer, x = linear(), torch.randn(3, 16)
+    with pytest.raises(RuntimeError, match="accelerated layers have no gradients"):
+        torch.func.jvp(layer, (x,), (torch.ones_like(x),))
+    with forward_ad.dual_level():
+        with pytest.raises(RuntimeError, match="accelerated layers have no gradients"):
+            layer(forward_ad.make_dual(x, torch.ones_like(x)))
+        assert layer(x).shape == (3, 8)
+
+
+def test_a_number_is_no_input() -> None:
+    with pytest.raises(ValueError, match=r"x: shape \(\) gives 1 inputs, the weights have 16"):
+        linear()(torch.tensor(1.0))

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.prune import BasePruningMethod
 
 from mpcore.gpu.capability import why_not
 from mpcore.gpu.table import SpeedTable
@@ -24,7 +23,8 @@ from mpcore.models.batches import layer_input
 from mpcore.models.dense_rivals import dense_calls, free_calls
 from mpcore.models.eligible import Layer, why_dense
 from mpcore.models.evaluate import check_module, eval_mode
-from mpcore.models.outputs import difference, floating, rounding, run, tolerance
+from mpcore.models.inventory import check_copyable
+from mpcore.models.outputs import check_example, difference, floating, rounding, run, tolerance
 from mpcore.models.sparse_layers import Sparse, SparseConv2d, SparseLinear, SparseLinear24
 from mpcore.models.timings import Timings, sure_gain
 from mpcore.records import SpeedRow
@@ -70,7 +70,8 @@ def accelerate(
         model: stays as it is; the copy shares nothing with it, and none of its parameters has a gradient.
         example_input: one batch of the size to be run; the result takes any other size too.
         backend: ``"cpu"`` (our kernels), ``"cslt"`` (2:4 on sparse tensor cores), or ``"auto"``, by the model's device.
-        table: a JSON file of earlier timings on this machine, taken as measured and added to; None times everything.
+        table: a JSON file of earlier timings, added to; those of this machine, these versions and settings are taken as
+            measured. None times everything.
 
     Returns:
         Model, report and the change of the output. Every Linear and Conv2d has a row with the reason for its back end.
@@ -87,7 +88,7 @@ def accelerate(
         'no N:M pattern: 0 % of its weights are zero'
     """
     check_module(model, "model")
-    _check_example(example_input)
+    check_example(example_input)
     device = next(chain(model.parameters(), model.buffers(), [example_input])).device
     backend = _choose(backend, device)
     timings = Timings(table, machine(device), device)
@@ -102,15 +103,6 @@ def accelerate(
     timings.save()
     report = SpeedTable(machine(device), torch.get_num_threads(), BASELINE, choices.rows(refused), notes)
     return Accelerated(fast, report, change)
-
-
-def _check_example(example_input: object) -> None:
-    if isinstance(example_input, Tensor):
-        return
-    hint = "a batch (inputs, targets) is not what a model takes; pass its inputs alone"
-    if not isinstance(example_input, (tuple, list)):
-        hint = "a model that takes something else needs a wrapper whose forward takes one tensor"
-    raise TypeError(f"example_input: a {type(example_input).__name__}, wanted one torch tensor; {hint}")
 
 
 @dataclass(frozen=True)
@@ -283,10 +275,7 @@ def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model).eval().requires_grad_(False)
     except RuntimeError as error:
-        for name, module in model.named_modules():
-            if any(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values()):
-                hint = f"torch.nn.utils.prune masks {name or 'it'}; torch.nn.utils.prune.remove makes that permanent"
-                raise ValueError(f"model: cannot be copied; {hint}") from error
+        check_copyable(model)
         raise ValueError(f"model: cannot be copied ({error})") from error
 
 
@@ -301,7 +290,9 @@ def _pays(model: nn.Module, fast: nn.Module, example_input: Tensor, backend: str
 
 def _key(module: Layer, x: Tensor) -> str:
     """All that the time of a layer depends on."""
-    key = f"{tuple(module.weight.shape)} x {tuple(x.shape)} {module.weight.dtype}"
+    key = (
+        f"{tuple(module.weight.shape)} x {tuple(x.shape)} {module.weight.dtype}{'' if module.bias is None else ' bias'}"
+    )
     if isinstance(module, nn.Linear):
         return key
     order = "channels_last" if not x.is_contiguous() else "contiguous"

@@ -33,7 +33,8 @@ def load_pretrained(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str
 
     Raises:
         FileNotFoundError: if the folder has no config.json.
-        ValueError: if config.json names no class that transformers has, or the weights lack a parameter.
+        ValueError: if config.json names no class that transformers has, the weights lack a parameter, or
+            preprocessor_config.json is not what transformers writes.
         ImportError: without transformers (``pip install mpcore[hf]``).
     """
     root = Path(folder).resolve()
@@ -120,26 +121,42 @@ def _with_image_config(model: Any, folder: Path) -> nn.Module:
         return network
     height, width = (size, size) if isinstance(size, int) else size
     file = folder / "preprocessor_config.json"
-    wanted = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    shortest = (wanted.get("size") or {}).get("shortest_edge", height)
+    found = _object(file) if file.is_file() else {}
+    wanted = {key: value for key, value in found.items() if value is not None}  # null: the default
+    scaled = wanted.get("size", {})  # a number or (height, width) in older files
+    shortest = scaled.get("shortest_edge", height) if isinstance(scaled, dict) else height
+    if (resample := wanted.get("resample", 2)) not in _RESAMPLING:
+        raise ValueError(f"{file}: resample = {resample!r}, wanted a number from 0 to 5")
     model.pretrained_cfg = {
         "input_size": (channels, height, width),
         "mean": tuple(wanted.get("image_mean", (0.5,) * channels)),
         "std": tuple(wanted.get("image_std", (0.5,) * channels)),
         "crop_pct": wanted.get("crop_pct", height / shortest),
-        "interpolation": _RESAMPLING[wanted.get("resample", 2)],
+        "interpolation": _RESAMPLING[resample],
     }
     return network
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: if it holds something else; it names the file.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not a JSON document ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: a JSON {type(found).__name__}, wanted an object")
+    return found
 
 
 def _class_of(folder: Path) -> Any:
     """The class config.json names."""
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder}: no Hugging Face folder ({CONFIG} is missing)")
-    try:
-        names = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("architectures") or []
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: not a JSON document ({error})") from None
+    names = _object(folder / CONFIG).get("architectures") or []
     found = getattr(_transformers(), names[0], None) if names else None
     if not hasattr(found, "from_pretrained"):
         raise ValueError(f"{folder / CONFIG}: architectures = {names!r} names no class of transformers")

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from timm.layers.attention import Attention
@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from mpcore.models import tome
 from mpcore.models.batches import layer_input
 from mpcore.models.eligible import layer_pattern
+from mpcore.models.outputs import check_example
 from mpcore.models.sparse_layers import Sparse, SparseConv2d, SparseLinear, SparseLinear24
 from mpcore.records import Pattern
 
 Convention = Literal["exact", "paper"]
 Layer = nn.Linear | nn.Conv2d | SparseLinear | SparseConv2d | SparseLinear24
 Counted = Layer | Attention | WindowAttention
-_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "head_dim", "head_size")
 """Attributes by which a module is known for attention."""
 
 
@@ -54,7 +55,8 @@ class MacReport:
     total: int
     baseline: int
     layers: tuple[LayerMacs, ...]
-    uncounted: tuple[str, ...]  # Linear and Conv2d layers never called, and attention of kinds that are not counted
+    uncounted: tuple[str, ...]
+    """Linear and Conv2d layers never called; attention and weights, such as Conv1d, of kinds that are not counted."""
 
     @property
     def attention(self) -> int:
@@ -90,6 +92,7 @@ def macs(
         patterns: layer name -> pattern to count with; None reads the patterns off the zeros of the weights.
 
     Raises:
+        TypeError: if ``example_input`` is no tensor.
         ValueError: for another convention, a name that is no counted layer, an empty batch, or a model in which
             nothing is counted.
 
@@ -100,6 +103,7 @@ def macs(
     """
     if convention not in ("exact", "paper"):
         raise ValueError(f"convention: {convention!r}, wanted 'exact' or 'paper'")
+    check_example(example_input)
     if not len(example_input):
         raise ValueError(f"example_input: an empty batch, shape {tuple(example_input.shape)}")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Counted)}
@@ -115,7 +119,8 @@ def macs(
             baseline = sum(_count(model, layers, example_input, convention).values())
     rows = tuple(_row(name, layers[name], count, found.get(name)) for name, count in dense.items())
     silent = tuple(name for name, module in layers.items() if name not in dense and isinstance(module, Layer))
-    return MacReport(convention, sum(row.macs for row in rows), baseline, rows, silent + _other_attention(model))
+    others = *_other_attention(model), *_other_weights(model)
+    return MacReport(convention, sum(row.macs for row in rows), baseline, rows, (*silent, *dict.fromkeys(others)))
 
 
 def _row(name: str, module: nn.Module, dense: int, pattern: Pattern | None) -> LayerMacs:
@@ -157,6 +162,19 @@ def _other_attention(model: nn.Module) -> tuple[str, ...]:
         if not any(other != name and other.startswith(f"{name}." if name else "") for other in found)
         and not isinstance(model.get_submodule(name), (Attention, WindowAttention))
     )
+
+
+def _other_weights(model: nn.Module) -> list[str]:
+    """Modules with a weight that multiplies, of kinds not counted here: other convolutions, stacked experts."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if not isinstance(module, (*get_args(Layer), nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm))
+        and any(
+            parameter.ndim > 1 if key == "weight" else parameter.ndim > 2 and min(parameter.shape) > 1
+            for key, parameter in module.named_parameters(recurse=False)
+        )
+    ]
 
 
 def _count(

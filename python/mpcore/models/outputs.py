@@ -13,6 +13,20 @@ from mpcore.models.batches import tensors_of
 from mpcore.models.evaluate import eval_mode
 
 
+def check_example(example_input: object) -> None:
+    """Refuse what is no tensor, and say what to do instead.
+
+    Raises:
+        TypeError: naming what was given.
+    """
+    if isinstance(example_input, Tensor):
+        return
+    hint = "a batch (inputs, targets) is not what a model takes; pass its inputs alone"
+    if not isinstance(example_input, (tuple, list)):
+        hint = "a model that takes something else needs a wrapper whose forward takes one tensor"
+    raise TypeError(f"example_input: a {type(example_input).__name__}, wanted one torch tensor; {hint}")
+
+
 def run(model: nn.Module, example_input: Tensor) -> Any:
     """The output in evaluation mode; a model that draws random numbers draws the same ones in every run."""
     device = example_input.device

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from mpcore.gpu.sparse24 import compress, tune
 from mpcore.gpu.sparse24 import linear as linear24
@@ -18,7 +19,11 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 class _SparseLayer(nn.Module):
-    """An N:M weight, (rows, columns), stored packed."""
+    """An N:M weight, (rows, columns), stored packed.
+
+    ``load_state_dict`` and writes in place change it. A write that torch does not count is not seen once the layer has
+    run: one through ``.data`` or ``.numpy()``, and one to tensors that were made in inference mode.
+    """
 
     values: Tensor
     places: Tensor
@@ -165,12 +170,19 @@ def explicit_padding(layer: nn.Conv2d) -> tuple[int, int]:
 
 
 def refuse_gradients(x: Tensor) -> None:
-    """Raise RuntimeError where a gradient would be lost."""
-    if x.requires_grad and torch.is_grad_enabled():
+    """Raise RuntimeError where a gradient, or the tangent of forward mode, would be lost."""
+    if (x.requires_grad and torch.is_grad_enabled()) or _has_tangent(x):
         raise RuntimeError(
             "accelerated layers have no gradients: run the model under torch.no_grad() or torch.inference_mode(), "
             "or train the model it was made from"
         )
+
+
+def _has_tangent(x: Tensor) -> bool:
+    """Whether ``torch.func.jvp`` or a dual level differentiates by this input."""
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 ``torch.ops.mpcore.nm_linear`` and ``torch.ops.mpcore.nm_conv2d`` take the packed weights as two tensors, values and
 places (:class:`mpcore.Packed`). What the kernels make of them is kept for as long as the tensor of values lives, and
-made anew where one of the two was changed. Changes that torch does not count are not seen: those in place through
-``.data``, and those in place of tensors that were made in inference mode.
+made anew where torch counts a change of one of the two.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ def _linear(
     activation: str | None = None,
 ) -> Tensor:
     """(..., columns) -> (..., rows), in the dtype of x."""
-    _check_input(x, x.shape[-1], columns, values)
+    _check_input(x, x.shape[-1] if x.ndim else 1, columns, values)
     kernel, x = _kernel(values, places, columns, keep, group), x.contiguous()
     out = x.new_empty((*x.shape[:-1], values.shape[0]))
     kernel.linear(_raw(x), _raw(out), True, (_bias(bias), activation, values.dtype != x.dtype, *team(None)))

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import torch
 
+from mpcore import _native
 from mpcore.gpu.timing import interleave
 from mpcore.records import FORMAT, atomic
 
 
 class Timings:
-    """Median seconds of the calls of a layer by machine, threads and layer; optionally on disk."""
+    """Median seconds of the calls of a layer by machine, versions, settings and layer; optionally on disk."""
 
     def __init__(self, path: str | os.PathLike[str] | None, here: str, device: torch.device) -> None:
         self.path = None if path is None else Path(path)
-        self.here, self.device = f"{here}, {torch.get_num_threads()} threads", device
+        self.here, self.device = f"{here}, {_settings(device)}", device
         self.known: dict[str, dict[str, float]] = {}
         if self.path is not None and self.path.exists():
             try:
@@ -47,6 +48,20 @@ class Timings:
             document = {"format": FORMAT, "kind": "timings", "timings": self.known}
             with atomic(self.path) as temporary:
                 temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _settings(device: torch.device) -> str:
+    """What the time of a call depends on besides machine and call."""
+    words = [f"{torch.get_num_threads()} threads", f"torch {torch.__version__}", f"mpcore {_native.__version__}"]
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set by the newer interface, which this one refuses to read
+        precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    if precision != "highest":
+        words.append(f"float32 products in {precision} precision")
+    if torch.is_autocast_enabled(device.type):
+        words.append(f"autocast to {torch.get_autocast_dtype(device.type)}")
+    return ", ".join(words)
 
 
 def _seconds(value: object) -> float:
