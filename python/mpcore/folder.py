@@ -78,12 +78,7 @@ class RunFolder:
         if not mark.exists():
             write_text(mark, json.dumps({"format": FORMAT, "kind": "run", "fingerprint": fingerprint}, indent=1) + "\n")
             return
-        found = read_json(mark).get("fingerprint", {})
-        for key in sorted({*fingerprint, *found}):
-            if found.get(key) != fingerprint.get(key):
-                difference = f"{key} was {found.get(key)!r}, now {fingerprint.get(key)!r}"
-                words = _MEANS.get(key, "")
-                raise ValueError(f"{self.path}: holds another run ({difference}); {words}choose another folder")
+        _refuse_another(self.path, _flat(read_json(mark).get("fingerprint", {})), _flat(fingerprint))
 
     @property
     def finished(self) -> bool:
@@ -140,6 +135,26 @@ class RunFolder:
         manifest.write(self.path / MANIFEST)
         shutil.rmtree(self.path / PROGRESS, ignore_errors=True)
         self.release()
+
+
+def _refuse_another(folder: Path, found: dict[str, Any], given: dict[str, Any]) -> None:
+    """A ValueError that names the first difference: what a user sets before the hashes of what follows from it."""
+    was, now = (("model", "checkpoint")["checkpoint_sha256" in fingerprint] for fingerprint in (found, given))
+    if was != now:
+        raise ValueError(f"{folder}: holds the run of a {was}, and a {now} was given; choose another folder")
+    hashed = [*_MEANS]
+    for key in sorted({*found, *given}, key=lambda key: (hashed.index(key) if key in hashed else -1, key)):
+        if found.get(key) != given.get(key):
+            difference = f"{key} was {found.get(key)!r}, now {given.get(key)!r}"
+            words = _MEANS.get(key, "")
+            raise ValueError(f"{folder}: holds another run ({difference}); {words}choose another folder")
+
+
+def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint with the fields of its recipe beside the others, such as ``recipe.pattern``."""
+    recipe = fingerprint.get("recipe", {})
+    fields = {f"recipe.{field}": value for field, value in recipe.items()}
+    return {**fields, **{key: value for key, value in fingerprint.items() if key != "recipe"}}
 
 
 def _layer_file(index: int) -> str:
@@ -224,6 +239,18 @@ def renew_manifest(folder: Path, written: Iterable[str]) -> None:
     renewed = {name: sha256(folder / name) for name in written if (folder / name).is_file()}
     files = dict(sorted({**manifest.files, **renewed}.items()))
     dataclasses.replace(manifest, files=files).write(folder / MANIFEST)
+
+
+def replace_sealed(folder: Path, name: str, record: Record) -> None:
+    """Write ``record`` over the sealed file ``name``, which the manifest does not name meanwhile.
+
+    A process that dies on the way leaves a file without a hash, and none that looks as if someone had changed it.
+    """
+    manifest = Manifest.read(folder / MANIFEST)
+    others = {other: seal for other, seal in manifest.files.items() if other != name}
+    dataclasses.replace(manifest, files=others).write(folder / MANIFEST)
+    record.write(folder / name)
+    renew_manifest(folder, (name,))
 
 
 def unfinished(folder: Path, aim: str = "") -> str:

@@ -18,13 +18,13 @@ from mpcore import budget as budgets
 from mpcore._native import __version__
 from mpcore.certify import certify
 from mpcore.checkpoint import save_tensors, sha256
-from mpcore.folder import OF_DISTILLATION, PROGRESS, RunFolder, check_sealed, hashes, write_text
+from mpcore.folder import OF_DISTILLATION, PROGRESS, RunFolder, check_sealed, hashes, read_json, write_text
 from mpcore.models import plans, tome
 from mpcore.models.apply import as_matrix, from_matrix, layer_of
 from mpcore.models.batches import digest, first, materialise, split
 from mpcore.models.calibrate import CalibrationStats, calibrate
 from mpcore.models.certificate import LogitTrail
-from mpcore.models.evaluate import check_module, evaluate
+from mpcore.models.evaluate import check_labels, check_module, evaluate
 from mpcore.models.export import load, save_model, state_sha256
 from mpcore.models.inventory import check_copyable, inventory
 from mpcore.models.macs import macs
@@ -35,7 +35,7 @@ from mpcore.models.segments import Unsound
 from mpcore.models.sensitivity import Sensitivity, input_norms, measure_sensitivities
 from mpcore.models.sequence import Pruned, Walk, prune_layers, settle
 from mpcore.models.trainstate import STATE
-from mpcore.progress import progress_bar
+from mpcore.progress import note, progress_bar
 from mpcore.prunerun import PruneReport, PruneRun
 from mpcore.records import (
     Budget,
@@ -139,6 +139,7 @@ class _Stages:
         if self.recipe.tome:
             self.merge_tokens(copy.deepcopy(self.dense))  # refused now rather than after the work
         stats = self.calibrate()
+        check_labels(self.dense, calibration=self.batches, evaluation=self.held_out or [])
         layers = self.folder.once("inventory.json", LayerInventory, lambda: self.inventory(stats))
         spectra = self.spectra()
         budget = self.folder.once("budget.json", Budget, lambda: self.budget(layers, spectra, stats))
@@ -280,9 +281,12 @@ class _Stages:
         if self.folder.kept(WHOLE) is None:
             try:
                 return self.prune_once(patterns, stats, whole=False)
-            except Unsound:
-                write_text(self.folder.path / WHOLE, "{}")
+            except Unsound as error:
+                write_text(self.folder.path / WHOLE, json.dumps({"reason": str(error)}))
                 self.folder.vouch(WHOLE)
+        reason = read_json(self.folder.path / WHOLE)["reason"]
+        told = f"the pruned network is no chain of its blocks ({reason})"
+        note(self.progress, f"prune: {told}, so every layer is done again, and each runs the whole network: slower")
         return self.prune_once(patterns, stats, whole=True)
 
     def prune_once(
@@ -291,6 +295,11 @@ class _Stages:
         pruned = copy.deepcopy(self.dense).eval()
         trail = LogitTrail(self.dense, self.batches, self.recipe.certify_samples)
         walk = Walk(self.dense, pruned, patterns, stats, self.batches, self.recipe, seed=self.seed, whole=whole)
+        if not walk.segments and not whole:
+            note(
+                self.progress,
+                "prune: no chain of blocks found in the network, so each layer runs the whole of it: slower",
+            )
         trail.follow(pruned, walk.segments, walk.stages)
         number = {name: index + whole * len(walk.order) for index, name in enumerate(walk.order)}
 

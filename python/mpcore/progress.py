@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,3 +23,9 @@ def progress_bar(enabled: bool, title: str, total: int | None = None) -> Iterato
     with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bar:
         task = bar.add_task(title, total=total, item="")
         yield lambda item: bar.update(task, advance=1, item=item)
+
+
+def note(enabled: bool, text: str) -> None:
+    """One line on stderr, where progress is shown."""
+    if enabled:
+        print(text, file=sys.stderr)

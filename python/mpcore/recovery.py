@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mpcore.certify import certify
 from mpcore.checkpoint import open_weights, sha256
@@ -22,18 +22,25 @@ from mpcore.folder import (
     lock,
     refuse_checkpoint,
     renew_manifest,
+    replace_sealed,
     sweep,
     unfinished,
 )
-from mpcore.models.batches import digest, materialise
+from mpcore.models.batches import count_samples, digest, materialise
 from mpcore.models.certificate import LogitTrail
 from mpcore.models.distill import DistillRun, DistillSettings, train_student
 from mpcore.models.evaluate import evaluate
 from mpcore.models.export import load, save_model
 from mpcore.models.memory import memory_kept
 from mpcore.models.processes import Processes
+from mpcore.models.randomness import lend_generators
+from mpcore.models.trainer import batches_of_epoch
 from mpcore.prunerun import PruneRun
 from mpcore.records import EvalTable, Manifest
+
+STUDENT, EVALUATION = "student.safetensors", "eval.json"
+OF_STUDENT = tuple(name for name in OF_DISTILLATION if name != EVALUATION)
+"""Files that every distillation makes or renews."""
 
 
 @memory_kept()
@@ -53,9 +60,10 @@ def distill(
     """Let the pruned model learn the dense one's answers; its masks are held at every step.
 
     Writes student.safetensors, train.jsonl and certificate-student.json (measured on the first training samples) into
-    the run's folder and, with ``evaluation``, renews eval.json; manifest.json comes last. The same call resumes an
-    interrupted training, and takes a finished one as it ended; in the processes that ``accelerate launch`` or
-    ``torchrun`` started it is one training that they share.
+    the run's folder and, with ``evaluation``, renews eval.json; manifest.json comes last. Without it the rows of an
+    earlier student leave eval.json once another one is there. The same call resumes an interrupted training, and takes
+    a finished one as it ended; in the processes that ``accelerate launch`` or ``torchrun`` started it is one training
+    that they share.
 
     Args:
         run: a PruneRun, or the folder of one.
@@ -82,41 +90,53 @@ def distill(
     refuse_checkpoint(folder, "distillation")
     held_out = None if evaluation is None else materialise(evaluation, "evaluation")
     processes = Processes.find()
-    unlock = lock(folder) if processes.main else None
-    try:
-        if processes.main:
-            sweep(folder)
-        written = tuple(name for name in OF_DISTILLATION if name != "eval.json" or held_out is not None)
-        check_sealed(folder, but=written)
+    with _alone(folder) if processes.main else nullcontext():
+        check_sealed(folder, but=OF_STUDENT if held_out is None else OF_DISTILLATION)
         pruned, student, dense = (
             load(folder, copy.deepcopy(shape), which=which) for which in ("model", "model", "dense")
         )
-        stored = open_weights(folder / "masks.safetensors")
-        masks = {name: torch.from_numpy(stored[name].copy()) for name in stored}
+        masks = _stored_masks(folder)
         history = train_student(
             student, teacher or dense, masks, train, settings=chosen, folder=folder, resume=resume, progress=progress
         )
         if processes.main:
-            save_model(student, masks, folder / "student.safetensors")
-            _certify(folder, dense, pruned, student, train)
+            before = Manifest.read(folder / MANIFEST).files.get(STUDENT)
+            save_model(student, masks, folder / STUDENT)
             if held_out is not None:
                 models = {"dense": dense, "pruned": pruned, "distilled": student}
                 _evaluate(folder, models, held_out, progress=progress)
-            renew_manifest(folder, written)
+            elif sha256(folder / STUDENT) != before:
+                _forget_students(folder)
+            _certify(folder, dense, pruned, student, train, seed=seed)
+            renew_manifest(folder, OF_DISTILLATION)
         processes.wait()
-    finally:
-        if unlock is not None:
-            unlock()
     return DistillRun(student.eval(), folder, history)
 
 
-def _certify(folder: Path, dense: nn.Module, pruned: nn.Module, student: nn.Module, train: Iterable[Any]) -> None:
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Within the block no other process works in ``folder``; what a killed one left half-written is gone."""
+    unlock = lock(folder)
+    try:
+        sweep(folder)
+        yield
+    finally:
+        unlock()
+
+
+def _stored_masks(folder: Path) -> dict[str, Tensor]:
+    stored = open_weights(folder / "masks.safetensors")
+    return {name: torch.from_numpy(stored[name].copy()) for name in stored}
+
+
+def _certify(
+    folder: Path, dense: nn.Module, pruned: nn.Module, student: nn.Module, train: Iterable[Any], *, seed: int
+) -> None:
     """Certificate of the student in two steps, pruning and distillation, on the first samples of the first epoch."""
-    manifest = Manifest.read(folder / MANIFEST)
-    samples = manifest.recipe["certify_samples"]
-    if callable(choose := getattr(train, "set_epoch", None)):
-        choose(0)
-    trail = LogitTrail(dense, list(islice(iter(train), samples)), samples)
+    samples = Manifest.read(folder / MANIFEST).recipe["certify_samples"]
+    with lend_generators(next(student.parameters()).device):
+        batches = list(_first_batches(train, samples, seed))
+    trail = LogitTrail(dense, batches, samples)
     trail.step("pruning", pruned)
     trail.step("distillation", student)
     certificate = certify(
@@ -125,10 +145,19 @@ def _certify(folder: Path, dense: nn.Module, pruned: nn.Module, student: nn.Modu
         path=trail.path,
         labels=trail.labels,
         data_sha256=digest([inputs for inputs, _ in trail.batches]),
-        model_sha256=sha256(folder / "student.safetensors"),
-        seed=manifest.seed,
+        model_sha256=sha256(folder / STUDENT),
+        seed=seed,
     )
     certificate.write(folder / "certificate-student.json")
+
+
+def _first_batches(train: Any, samples: int, seed: int) -> Iterator[Any]:
+    """As many batches of the first epoch of a training with ``seed`` as hold so many samples."""
+    for batch in batches_of_epoch(train, seed, 0, len(train), 0):
+        yield batch
+        samples -= count_samples(batch)
+        if samples <= 0:
+            return
 
 
 def _evaluate(folder: Path, models: dict[str, nn.Module], held_out: list[Any], *, progress: bool) -> None:
@@ -136,14 +165,23 @@ def _evaluate(folder: Path, models: dict[str, nn.Module], held_out: list[Any], *
         evaluate(model, held_out, teacher=models["dense"], name=name, progress=progress)
         for name, model in models.items()
     )
-    EvalTable(rows, f"{rows[0].n} held-out samples").write(folder / "eval.json")
+    replace_sealed(folder, EVALUATION, EvalTable(rows, f"{rows[0].n} held-out samples"))
+
+
+def _forget_students(folder: Path) -> None:
+    """Take out of eval.json what an earlier student left there: its row, and those put beside it."""
+    if not (folder / EVALUATION).is_file():
+        return
+    table = EvalTable.read(folder / EVALUATION)
+    kept = tuple(row for row in table.rows if row.model in ("dense", "pruned"))
+    if kept != table.rows:
+        replace_sealed(folder, EVALUATION, dataclasses.replace(table, rows=kept))
 
 
 def add_to_evaluation(run: DistillRun, name: str, model: nn.Module, data: Iterable[Any]) -> None:
     """Evaluate one more model, such as the dense one trained as long, and put it beside the others in eval.json."""
     path = run.folder
-    table = EvalTable.read(path / "eval.json")
+    table = EvalTable.read(path / EVALUATION)
     row = evaluate(model, data, teacher=load(path, copy.deepcopy(run.model), which="dense"), name=name)
     others = tuple(entry for entry in table.rows if entry.model != name)
-    dataclasses.replace(table, rows=(*others, row)).write(path / "eval.json")
-    renew_manifest(path, ("eval.json",))
+    replace_sealed(path, EVALUATION, dataclasses.replace(table, rows=(*others, row)))

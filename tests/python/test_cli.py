@@ -330,6 +330,22 @@ def test_a_mistake_in_prune_is_one_line(bench_top: Path, tmp_path: Path, changes
     assert not (tmp_path / "run").exists()
 
 
+def test_labels_that_are_no_classes_of_the_model_are_refused_before_the_work(bench_top: Path, tmp_path: Path) -> None:
+    train, out = bench_top / "train.npz", tmp_path / "run"
+    inputs = np.load(train)["inputs"]
+    np.savez(tmp_path / "wrong.npz", inputs=inputs, targets=np.arange(len(inputs)) % 4)
+    model, how = f"{bench_top}/network.py:make", ("--recipe", "magnitude", "--out", out, "--quiet")
+    for kind, data in (("calibration", ("wrong.npz", train)), ("evaluation", (train, "wrong.npz"))):
+        given = ("--calibration", tmp_path / data[0], "--evaluation", tmp_path / data[1])
+        line = complaint(run("prune", model, *given, *how))
+        assert line.startswith(f"mpcore: {kind}: batch 0: target 3 is not one of the 3 classes")
+        assert not (out / "spectra.json").exists()
+        shutil.rmtree(out)
+    assert run("prune", model, "--calibration", train, *how).exit_code == 0
+    line = complaint(run("distill", out, "--train", tmp_path / "wrong.npz", "--quiet"))
+    assert line.startswith("mpcore: train: target 3 is not one of the 3 classes")
+
+
 def test_distill_wants_a_finished_run(bench_top: Path, tmp_path: Path) -> None:
     arguments = ("--train", bench_top / "train.npz", "--out", tmp_path / "copy")
     assert "no finished run" in complaint(run("distill", tmp_path, *arguments))

@@ -35,6 +35,14 @@ def test_options_of_the_other_kind_are_refused(tmp_path: Path) -> None:
 
 
 def test_inspect_takes_the_layers_asked_for(tmp_path: Path) -> None:
-    found = document(run("inspect", checkpoint(tmp_path), "--layers", "u*", "--layers", "down", "--json", "--quiet"))
+    found = document(
+        run("inspect", checkpoint(tmp_path), "--layers", "u*", "--layers", "down.weight", "--json", "--quiet")
+    )
     assert sorted(layer["name"] for layer in found["layers"]) == ["down.weight", "up.weight"]
-    assert "matches 'x'" in complaint(run("inspect", tmp_path / "model.safetensors", "--layers", "x"))
+    assert "matches 'x'" in complaint(run("inspect", tmp_path / "model.safetensors", "--layers", "u*", "--layers", "x"))
+
+
+def test_a_name_that_is_neither_a_checkpoint_nor_a_model_to_build_says_how_to_name_one(tmp_path: Path) -> None:
+    for command in (("prune", "resnet18", "-c", "photos", "--out", tmp_path / "run"), ("inspect", "resnet18")):
+        line = complaint(run(*command))
+        assert line.startswith("mpcore: resnet18: no such file or folder; a model to build is timm:NAME")

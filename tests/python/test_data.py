@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from shards import SAMPLES, WRITERS, label, png, write_dataset, write_folder, write_parquet, write_shards, write_tar
 from share_data import load, train
 from torch import Tensor
 
-from mpcore.models.data import Batches
+from mpcore.models.data import Batches, _rgb
 from mpcore.models.parquet import ParquetFiles
 
 
@@ -159,6 +160,30 @@ def test_a_broken_image_is_named_with_its_file_and_sample(tmp_path: Path, worker
     (tmp_path / "c" / "class1" / "0010.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"^\S*class1/0010\.png: not a readable image"):
         list(load(tmp_path / "c", workers))
+
+
+def test_images_of_any_depth_and_colour_are_read_as_8_bits_of_rgb(tmp_path: Path) -> None:
+    grey = np.arange(0, 256, 2, dtype=np.uint8).reshape(8, 16)
+    written = {
+        "8 bits": Image.fromarray(grey),
+        "16 bits": Image.fromarray(grey.astype(np.uint16) * 257),
+        "rgba": Image.fromarray(np.dstack([grey] * 4)),
+        "grey and alpha": Image.fromarray(np.dstack([grey] * 2)),
+        "palette": Image.fromarray(grey).convert("P"),
+    }
+    expected = np.dstack([grey] * 3)
+    for name, image in written.items():
+        image.save(tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as again:
+            assert np.array_equal(np.asarray(_rgb(again)), expected), name
+    Image.fromarray(grey).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100, subsampling=0)
+    with Image.open(tmp_path / "cmyk.jpg") as again:
+        assert again.mode == "CMYK"
+        assert np.abs(np.asarray(_rgb(again)).astype(int) - expected).max() <= 4
+    (tmp_path / "wide").mkdir()
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "wide" / "0.tif")
+    with pytest.raises(ValueError, match=r"0\.tif: not a readable image \(its pixels are 32 bits of no known range"):
+        list(load(tmp_path / "wide", 0))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,20 @@ def test_another_run_is_refused_and_the_difference_named(tmp_path):
         RunFolder(tmp_path, {**PRINT, "seed": 1})
 
 
+def test_of_several_differences_the_one_that_the_user_set_is_named(tmp_path):
+    RunFolder(tmp_path, {**PRINT, "calibration_sha256": "a", "model_sha256": "b"})
+    others = {"calibration_sha256": "x", "model_sha256": "y", "seed": 1, "recipe": {"pattern": "1:4", "permute": True}}
+    expected = [
+        (others, r"\(recipe\.pattern was '2:4', now '1:4'\); choose"),
+        ({**others, "recipe": PRINT["recipe"]}, r"\(seed was 0, now 1\); choose"),
+        ({**others, **PRINT}, r"\(model_sha256 was 'b', now 'y'\); the model's weights differ; choose"),
+        ({"pattern": "2:4", "checkpoint_sha256": "z"}, "holds the run of a model, and a checkpoint was given; choose"),
+    ]
+    for fingerprint, message in expected:
+        with pytest.raises(ValueError, match=message):
+            RunFolder(tmp_path, fingerprint)
+
+
 def test_a_folder_of_strangers_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match=r"is no run of mpcore \(it holds 'thesis.tex'\)"):

@@ -294,6 +294,24 @@ def test_an_interrupted_second_try_is_resumed_as_one(monkeypatch, tmp_path):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_the_user_is_told_why_every_layer_runs_the_whole_network(monkeypatch, capsys):
+    def told(build):
+        mpcore.prune(build(), mpcore.Recipe(permute=False, certify_samples=64), calibration=PLAIN)
+        lines = capsys.readouterr().err.splitlines()
+        return [line for line in lines if line.startswith("prune: ")]
+
+    assert told(Blocks) == []
+    assert told(FromEarlierBlock) == [
+        "prune: no chain of blocks found in the network, so each layer runs the whole of it: slower"
+    ]
+    monkeypatch.setattr(
+        sequence, "find_segments", lambda *_: Chain((f"blocks.{index}" for index in range(4)), alone=True)
+    )
+    (line,) = told(Stashed)
+    assert line.startswith("prune: the pruned network is no chain of its blocks (by segments the logits are off by ")
+    assert line.endswith("so every layer is done again, and each runs the whole network: slower")
+
+
 # layers that are called more than once, or never
 
 

@@ -95,6 +95,25 @@ def test_a_function_that_returns_no_model_is_named(file: Path) -> None:
         load_model(f"{file}:number")
 
 
+def test_a_mistake_in_the_code_of_a_model_is_one_line_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "wrong.py"
+    path.write_text("from torch import nn\n\ndef make():\n    return nn.Lineer(4, 3)\n")
+    with pytest.raises(ValueError, match=r"wrong\.py:make: AttributeError: .* 'Lineer'.* \(.*wrong\.py, line 4\)$"):
+        load_model(f"{path}:make")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"^wrong:make: AttributeError"):
+        load_model("wrong:make")
+    (tmp_path / "unfinished.py").write_text("def make(:\n")
+    for spec in (f"{tmp_path}/unfinished.py:make", "unfinished:make"):
+        with pytest.raises(ValueError, match=r"unfinished(\.py)?: SyntaxError: .*\(unfinished\.py, line 1\)$"):
+            load_model(spec)
+    (tmp_path / "needy.py").write_text("import no_such_package\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        load_model(f"{tmp_path}/needy.py:make")
+
+
 def test_a_manifest_without_a_source_asks_for_the_model() -> None:
     with pytest.raises(ValueError, match="pass the model itself"):
         build_model({})

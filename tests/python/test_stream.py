@@ -254,3 +254,12 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     save_tensors(tmp_path / "bias.safetensors", {"bias": np.ones(4)})
     with pytest.raises(ValueError, match=r"holds no '\*\.weight'"):
         mpcore.prune_checkpoint(tmp_path / "bias.safetensors", "2:4", out=out, progress=False)
+
+
+def test_a_glob_of_skip_that_matches_nothing_and_a_bare_string_are_refused(tmp_path: Path) -> None:
+    source, out = write_checkpoint(tmp_path / "source"), tmp_path / "run"
+    with pytest.raises(ValueError, match=r"skip: 'layer\.\*' matches no layer; the first are layers\.0\.mlp\.up, "):
+        mpcore.prune_checkpoint(source, "2:4", out=out, skip=["*up", "layer.*"], progress=False)
+    with pytest.raises(TypeError, match=r"skip: '\*up' is a string, wanted a sequence of globs: \('\*up',\)"):
+        mpcore.prune_checkpoint(source, "2:4", out=out, skip="*up", progress=False)
+    assert not out.exists()

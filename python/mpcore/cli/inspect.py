@@ -20,6 +20,7 @@ from mpcore.cli.options import (
     Quiet,
     Seed,
     Weights,
+    check_there,
     is_spec,
 )
 from mpcore.cli.session import Session, session
@@ -104,6 +105,7 @@ def inspect(
 def _source(model: str, weights: str | None, layers: list[str], seed: int) -> tuple[Any, str]:
     """Tensors of a checkpoint and the file they are in, or a torch module and the name that built it."""
     if not is_spec(model):
+        check_there(model)
         folder = Path(model)
         from mpcore.checkpoint import open_weights
 
@@ -133,10 +135,15 @@ def _chosen(weights: Checkpoint, layers: list[str]) -> Checkpoint | Mapping[str,
     """The matrices whose name, with or without ``.weight``, matches one of the globs; all without globs."""
     if not layers:
         return weights
-    found = [name for name in weights if any(fnmatchcase(name.removesuffix(".weight"), glob) for glob in layers)]
-    if not found:
-        raise ValueError(f"--layers: no tensor of {weights.path} matches {layers[0]!r}")
-    return weights.only(found)
+    found = {glob: [name for name in weights if _matches(name, glob)] for glob in layers}
+    for glob, names in found.items():
+        if not names:
+            raise ValueError(f"--layers: no tensor of {weights.path} matches {glob!r}")
+    return weights.only([name for name in weights if any(name in names for names in found.values())])
+
+
+def _matches(name: str, glob: str) -> bool:
+    return fnmatchcase(name, glob) or fnmatchcase(name.removesuffix(".weight"), glob)
 
 
 def _show(console: Session, name: str, fits: SpectraReport) -> None:

@@ -54,5 +54,11 @@ def is_spec(model: str) -> bool:
     return model.startswith(("timm:", "hf:")) or (named and not Path(model).exists())
 
 
+def check_there(checkpoint: str) -> None:
+    """Raise a FileNotFoundError that says how a model is named, which is what was meant where no such file is there."""
+    if not Path(checkpoint).exists():
+        raise FileNotFoundError(f"{checkpoint}: no such file or folder; a model to build is {MODEL_HELP}")
+
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Weights = Annotated[str | None, typer.Option("--weights", "-w", metavar="FILE", help=WEIGHTS_HELP)]

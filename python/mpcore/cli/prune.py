@@ -23,6 +23,7 @@ from mpcore.cli.options import (
     Seed,
     Weights,
     Workers,
+    check_there,
     is_spec,
 )
 from mpcore.cli.session import Session, session
@@ -85,6 +86,7 @@ def prune(
     """
     with session(json=json, quiet=quiet, resumes=out) as console:
         if not is_spec(model):
+            check_there(model)
             theirs = {"recipe": recipe, "calibration": calibration, "evaluation": evaluation, "weights": weights}
             _refuse(f"a model to build; {model} is a checkpoint", **theirs)
             kind = score.value if score else "magnitude" if statistics is None else "activation"

@@ -257,11 +257,22 @@ class _Images:
         data = self.store.read(index)
         try:
             with Image.open(io.BytesIO(data)) as image:
-                return self.transform(image.convert("RGB"))
+                return self.transform(_rgb(image))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             unknown = isinstance(error, UnidentifiedImageError)  # whose message is the address of the buffer
             reason = "of no format Pillow knows" if unknown else error
             raise ValueError(f"{self.store.name(index)}: not a readable image ({reason})") from None
+
+
+def _rgb(image: Any) -> Any:
+    """A Pillow image in 8 bits of red, green and blue; of 16 bits the upper 8, where Pillow clips to white."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32 bits of no known range (mode {image.mode}), wanted 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def _transform(model: nn.Module) -> Callable[[Any], Tensor]:

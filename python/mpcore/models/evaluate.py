@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpcore.certify import wilson
-from mpcore.models.batches import forward, place, split
+from mpcore.models.batches import check_logits, first, forward, place, split
 from mpcore.models.memory import memory_kept
 from mpcore.progress import progress_bar
 from mpcore.records import EvalReport
@@ -201,11 +201,28 @@ def _checked(targets: Tensor | None, student: Tensor, where: str) -> Tensor | No
         raise ValueError(
             f"{where}: targets are {targets.dtype} {tuple(targets.shape)}, wanted integers ({len(student)},)"
         )
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= student.shape[1]:
-        worst = low if low < 0 else high
-        raise ValueError(f"{where}: target {worst} is not one of the {student.shape[1]} classes")
+    check_classes(targets, student.shape[1], where)
     return targets.to(student.device, torch.int64)
+
+
+def check_labels(model: nn.Module, **data: Sequence[Any]) -> None:
+    """Refuse batches whose labels are no classes of ``model``, before any work; the message names data and batch."""
+    batches = next(iter(data.values()))
+    with eval_mode(model):
+        sample = place(first(split(batches[0])[0], 2), model)
+        classes = check_logits(forward(model, sample), "batch 0").shape[1]
+    for name, found in data.items():
+        for index, batch in enumerate(found):
+            targets = split(batch)[1]
+            if targets is not None and targets.ndim == 1:
+                check_classes(targets, classes, f"{name}: batch {index}")
+
+
+def check_classes(targets: Tensor, classes: int, where: str) -> None:
+    """Raise a ValueError that names a target, if one is not a class number of a model with so many ``classes``."""
+    wrong = targets[(targets < 0) | (targets >= classes)]
+    if len(wrong):
+        raise ValueError(f"{where}: target {int(wrong[0])} is not one of the {classes} classes of the model")
 
 
 def _same_kind(labelled: bool, targets: Tensor | None, where: str) -> None:

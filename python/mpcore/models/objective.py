@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpcore.models.batches import forward, place
+from mpcore.models.evaluate import check_classes
 from mpcore.models.features import feature_loss, layer_outputs
 
 
@@ -171,4 +172,6 @@ class Objective:
 
 
 def _beside(targets: Tensor | None, answer: Tensor) -> Tensor | None:
+    if targets is not None and targets.ndim == 1 and not targets.is_floating_point():
+        check_classes(targets, answer.shape[1], "train")
     return None if targets is None else targets.to(answer.device)

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,8 @@ def load_model(
         The model in evaluation mode, and what :func:`build_model` needs to make one like it.
 
     Raises:
-        ValueError: if ``spec`` is none of these, names nothing, or the weights do not fit; the message says which.
+        ValueError: if ``spec`` is none of these, names nothing, its code fails, or the weights do not fit; the message
+            says which.
         FileNotFoundError: if a named file does not exist.
     """
     source = parse_model(spec)
@@ -109,7 +111,8 @@ def _build(source: dict[str, Any], *, pretrained: bool) -> nn.Module:
         make = _function(_import(source["module"]), source["function"], source["module"])
     else:
         raise ValueError("the run does not say how to build its model; pass the model itself")
-    model = make()
+    with _their_code(f"{source.get('file', source.get('module'))}:{source['function']}"):
+        model = make()
     if not isinstance(model, nn.Module):
         raise ValueError(f"{source['function']}() returned a {type(model).__name__}, wanted an nn.Module")
     return model
@@ -153,13 +156,28 @@ def _module_of_file(path: Path) -> Any:
     if description is None or description.loader is None:
         raise ValueError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(description)
-    description.loader.exec_module(module)
+    with _their_code(str(path)):
+        description.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _their_code(where: str) -> Iterator[None]:
+    """An error of the user's own code becomes one line; what is missing or exhausted is told as everywhere."""
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        at = "" if isinstance(error, SyntaxError) else f" ({place.filename}, line {place.lineno})"
+        raise ValueError(f"{where}: {type(error).__name__}: {error}{at}") from error
 
 
 def _import(name: str) -> Any:
     try:
-        return importlib.import_module(name)
+        with _their_code(name):
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise ValueError(f"model: there is no module {name!r}") from None

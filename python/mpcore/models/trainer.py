@@ -93,7 +93,7 @@ class Trainer:
         for epoch in range(self.step // self.steps, self.settings.epochs):
             _set_modes(self.student, self.teacher, self.settings)
             done = self.step - epoch * self.steps
-            batches = _epoch(train, self.settings.seed, epoch, self.batches, self.processes.rank)
+            batches = batches_of_epoch(train, self.settings.seed, epoch, self.batches, self.processes.rank)
             for index, group in enumerate(_grouped(batches, self.settings.accumulate)):
                 if index >= done:
                     self._train_on(group, epoch)
@@ -160,10 +160,11 @@ def _set_modes(student: nn.Module, teacher: nn.Module | None, settings: DistillS
         teacher.eval()
 
 
-def _epoch(train: Iterable[Any], seed: int, epoch: int, count: int, rank: int) -> Iterator[Any]:
+def batches_of_epoch(train: Iterable[Any], seed: int, epoch: int, count: int, rank: int) -> Iterator[Any]:
     """The batches of one epoch: whatever draws random numbers for them starts from (seed, epoch).
 
-    Once all processes have settled on one order of the batches, each draws numbers of its own for dropout.
+    The global generators are left seeded. Once all processes have settled on one order of the batches, each draws
+    numbers of its own for dropout.
     """
     seed_generators(seed, epoch)
     for owner in (train, getattr(train, "sampler", None)):

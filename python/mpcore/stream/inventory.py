@@ -25,7 +25,8 @@ def inventory_of(weights: Weights, *, skip: Sequence[str] = ()) -> LayerInventor
     convolutions because groups need to know what they are, and layers that match a glob of ``skip``.
 
     Raises:
-        ValueError: if there is none.
+        TypeError: if ``skip`` is one string.
+        ValueError: if there is none, or a glob of ``skip`` matches none.
 
     Example:
         >>> import pathlib, tempfile, numpy as np
@@ -35,6 +36,8 @@ def inventory_of(weights: Weights, *, skip: Sequence[str] = ()) -> LayerInventor
         >>> [(layer.name, layer.role, layer.prunable) for layer in inventory_of(open_weights(file)).layers]
         [('mlp.up', 'mlp', True), ('wte', 'embedding', False)]
     """
+    if isinstance(skip, str):
+        raise TypeError(f"skip: {skip!r} is a string, wanted a sequence of globs: ({skip!r},)")
     shapes, types = weights.shapes(), weights.dtypes()
     transposed = _stores_transposed(shapes)
     layers = []
@@ -48,6 +51,10 @@ def inventory_of(weights: Weights, *, skip: Sequence[str] = ()) -> LayerInventor
         layers.append(LayerInfo(name, kind, shape, role, not reason, False, reason))
     if not layers:
         raise ValueError(f"{weights.path}: holds no '*.weight' of 2 dimensions")
+    for glob in skip:
+        if not any(fnmatchcase(layer.name, glob) for layer in layers):
+            names = ", ".join(layer.name for layer in layers[:5])
+            raise ValueError(f"skip: {glob!r} matches no layer; the first are {names}")
     return LayerInventory(tuple(layers), sum(math.prod(shape) for shape in shapes.values()))
 
 

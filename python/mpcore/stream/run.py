@@ -20,7 +20,7 @@ from mpcore.checkpoint import Weights, header_of, open_weights, sha256
 from mpcore.engine import run_jobs
 from mpcore.folder import PROGRESS, RESERVED, RunFolder, check_sealed, hashes, write_text
 from mpcore.pretrained import companions
-from mpcore.records import Manifest, MaskPlan, Pattern, atomic
+from mpcore.records import Budget, LayerInventory, Manifest, MaskPlan, Pattern, atomic
 from mpcore.stream.inventory import inventory_of
 from mpcore.stream.shard import Shard, ShardJob, prune_shard
 
@@ -83,10 +83,7 @@ def prune_checkpoint(
         raise ValueError(f"score {score!r} {'takes no' if statistics else 'needs'} statistics of the layers' inputs")
     weights, wanted = open_weights(checkpoint), Pattern(pattern)
     inventory = inventory_of(weights, skip=skip)
-    budget = budgets.uniform(inventory.layers, wanted)
-    if not any(layer.pattern for layer in budget.layers):
-        reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in budget.layers[:3])
-        raise ValueError(f"{weights.path}: nothing to prune ({reasons})")
+    budget = _budget(inventory, wanted, weights.path)
     recipe = {"pattern": str(wanted), "score": score, "skip": list(skip)}
     folder = RunFolder(out, {**recipe, **_identity(weights, statistics), "version": __version__})
     try:
@@ -105,6 +102,15 @@ def prune_checkpoint(
     finally:
         folder.release()
     return folder.path
+
+
+def _budget(inventory: LayerInventory, pattern: Pattern, path: Path) -> Budget:
+    """The pattern for every layer that takes it; a ValueError if none does."""
+    budget = budgets.uniform(inventory.layers, pattern)
+    if not any(layer.pattern for layer in budget.layers):
+        reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in budget.layers[:3])
+        raise ValueError(f"{path}: nothing to prune ({reasons})")
+    return budget
 
 
 def _run(
