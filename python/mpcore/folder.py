@@ -53,6 +53,7 @@ class RunFolder:
         self.path: Path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path}: is a file, wanted a folder for the run")
+        self._new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         self._unlock: Callable[[], object] = lambda: None
         if not self.finished:
@@ -64,6 +65,14 @@ class RunFolder:
     def release(self) -> None:
         """Let other processes work in the folder."""
         self._unlock()
+
+    def forsake(self) -> None:
+        """Leave no trace of a run that was refused before its first file, so that another may have the folder."""
+        if {entry.name for entry in self.path.iterdir()} <= {RUN, LOCK}:
+            (self.path / RUN).unlink(missing_ok=True)
+            self.release()
+            if self._new:
+                self.path.rmdir()
 
     def _refuse_strangers(self) -> None:
         names = sorted(entry.name for entry in self.path.iterdir())

@@ -111,6 +111,9 @@ def prune(
     try:
         stages = _Stages(model, recipe, batches, held_out, folder, seed=seed, progress=progress, source=source or {})
         return stages.finished_run() if folder.finished else stages.run()
+    except Exception:
+        folder.forsake()
+        raise
     finally:
         folder.release()
 
@@ -138,8 +141,8 @@ class _Stages:
     def run(self) -> PruneRun:
         if self.recipe.tome:
             self.merge_tokens(copy.deepcopy(self.dense))  # refused now rather than after the work
-        stats = self.calibrate()
         check_labels(self.dense, calibration=self.batches, evaluation=self.held_out or [])
+        stats = self.calibrate()
         layers = self.folder.once("inventory.json", LayerInventory, lambda: self.inventory(stats))
         spectra = self.spectra()
         budget = self.folder.once("budget.json", Budget, lambda: self.budget(layers, spectra, stats))

@@ -120,7 +120,7 @@ def test_a_state_of_another_training_is_refused_and_resume_false_starts_again(tm
     train_student(student, teacher, masks, batches("list"), settings=QUICK, folder=tmp_path)
     other = replace(QUICK, lr=1e-3)
     fresh, _, _ = pair()
-    with pytest.raises(ValueError, match=r"lr was 0.003, now 0.001.*resume=False"):
+    with pytest.raises(ValueError, match=r"lr was 0.003, now 0.001.*resume=False \(--no-resume\)"):
         train_student(fresh, teacher, masks, batches("list"), settings=other, folder=tmp_path)
     with pytest.raises(ValueError, match="student_sha256 was"):
         train_student(student, teacher, masks, batches("list"), settings=QUICK, folder=tmp_path)

@@ -35,6 +35,20 @@ def test_of_several_differences_the_one_that_the_user_set_is_named(tmp_path):
             RunFolder(tmp_path, fingerprint)
 
 
+def test_a_run_that_was_refused_before_its_first_file_leaves_the_folder_to_another(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name, kept in (("new", False), ("there", True)):
+        RunFolder(tmp_path / name, PRINT).forsake()
+        assert (tmp_path / name).exists() is kept
+        RunFolder(tmp_path / name, {**PRINT, "seed": 1}).release()
+    begun = RunFolder(tmp_path / "begun", PRINT)
+    begun.store_layer(0, PLAN, {"weight": np.ones((2, 4), np.float32)})
+    begun.forsake()
+    begun.release()
+    with pytest.raises(ValueError, match="seed was 0, now 1"):
+        RunFolder(tmp_path / "begun", {**PRINT, "seed": 1})
+
+
 def test_a_folder_of_strangers_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match=r"is no run of mpcore \(it holds 'thesis.tex'\)"):

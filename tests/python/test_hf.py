@@ -182,7 +182,7 @@ def test_settings_that_are_none_are_named(vit: Path) -> None:
     file = vit / "preprocessor_config.json"
     for text, message in (
         ('{"resample": "soft"}', r"preprocessor_config\.json: resample = 'soft', wanted a number from 0 to 5"),
-        ("[]", r"preprocessor_config\.json: a JSON list, wanted an object"),
+        ("[]", r"preprocessor_config\.json: holds a list, wanted an object"),
         ("{", r"preprocessor_config\.json: not a JSON document"),
     ):
         file.write_text(text)

@@ -55,8 +55,9 @@ def is_spec(model: str) -> bool:
 
 
 def check_there(checkpoint: str) -> None:
-    """Raise a FileNotFoundError that says how a model is named, which is what was meant where no such file is there."""
-    if not Path(checkpoint).exists():
+    """Raise a FileNotFoundError that says how a model is named, for what is neither there nor named as a checkpoint."""
+    path = Path(checkpoint)
+    if not path.exists() and path.suffix not in (".safetensors", ".json"):
         raise FileNotFoundError(f"{checkpoint}: no such file or folder; a model to build is {MODEL_HELP}")
 
 

@@ -207,10 +207,10 @@ def _checked(targets: Tensor | None, student: Tensor, where: str) -> Tensor | No
 
 def check_labels(model: nn.Module, **data: Sequence[Any]) -> None:
     """Refuse batches whose labels are no classes of ``model``, before any work; the message names data and batch."""
-    batches = next(iter(data.values()))
+    name, batches = next(iter(data.items()))
     with eval_mode(model):
         sample = place(first(split(batches[0])[0], 2), model)
-        classes = check_logits(forward(model, sample), "batch 0").shape[1]
+        classes = check_logits(forward(model, sample), f"{name} batch 0").shape[1]
     for name, found in data.items():
         for index, batch in enumerate(found):
             targets = split(batch)[1]

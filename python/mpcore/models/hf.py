@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from mpcore.folder import read_json
 from mpcore.models.export import load
 from mpcore.pretrained import CONFIG, companions
 from mpcore.records import Manifest, MaskPlan
@@ -121,7 +122,7 @@ def _with_image_config(model: Any, folder: Path) -> nn.Module:
         return network
     height, width = (size, size) if isinstance(size, int) else size
     file = folder / "preprocessor_config.json"
-    found = _object(file) if file.is_file() else {}
+    found = read_json(file) if file.is_file() else {}
     wanted = {key: value for key, value in found.items() if value is not None}  # null: the default
     scaled = wanted.get("size", {})  # a number or (height, width) in older files
     shortest = scaled.get("shortest_edge", height) if isinstance(scaled, dict) else height
@@ -137,26 +138,11 @@ def _with_image_config(model: Any, folder: Path) -> nn.Module:
     return network
 
 
-def _object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ValueError: if it holds something else; it names the file.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not a JSON document ({error})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: a JSON {type(found).__name__}, wanted an object")
-    return found
-
-
 def _class_of(folder: Path) -> Any:
     """The class config.json names."""
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder}: no Hugging Face folder ({CONFIG} is missing)")
-    names = _object(folder / CONFIG).get("architectures") or []
+    names = read_json(folder / CONFIG).get("architectures") or []
     found = getattr(_transformers(), names[0], None) if names else None
     if not hasattr(found, "from_pretrained"):
         raise ValueError(f"{folder / CONFIG}: architectures = {names!r} names no class of transformers")

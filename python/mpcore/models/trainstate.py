@@ -81,7 +81,7 @@ class TrainState:
                 about = json.loads(file.metadata()["state"])
             tensors = load_file(path)
             if about.pop("seal", None) != seal(about, tensors):
-                raise ValueError("it has changed since it was written; start again with resume=False")
+                raise ValueError("it has changed since it was written; start again with resume=False (--no-resume)")
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a state of a training ({error})") from None
         self._check(path, about["identity"])
@@ -108,7 +108,7 @@ class TrainState:
         for key in sorted({*found, *self.identity}):
             if found.get(key) != self.identity.get(key):
                 difference = f"{key} was {found.get(key)!r}, now {self.identity.get(key)!r}"
-                again = "start again with resume=False, which discards the student"
+                again = "start again with resume=False (--no-resume), which discards the student"
                 raise ValueError(f"{path}: belongs to another training ({difference}); {again}")
 
 
