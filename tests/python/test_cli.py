@@ -336,6 +336,26 @@ def test_a_mistake_in_prune_is_one_line(bench_top: Path, tmp_path: Path, changes
     assert not (tmp_path / "run").exists()
 
 
+def test_samples_that_the_model_does_not_take_are_refused_with_their_shape(bench_top: Path, tmp_path: Path) -> None:
+    (tmp_path / "strict.py").write_text(
+        "from torch import nn\n\nclass Strict(nn.Linear):\n    def forward(self, x):\n"
+        "        assert x.shape[1] == 16, f'width {x.shape[1]}'\n        return super().forward(x)\n\n"
+        "def make():\n    return nn.Sequential(Strict(16, 8), nn.Linear(8, 3))\n"
+    )
+    np.savez(tmp_path / "narrow.npz", inputs=np.ones((8, 12), np.float32))
+    model, narrow, out = f"{tmp_path}/strict.py:make", tmp_path / "narrow.npz", tmp_path / "run"
+    how = ("--recipe", "magnitude", "--out", out, "--quiet")
+    assert run("prune", model, "--calibration", bench_top / "train.npz", *how).exit_code == 0
+    for command in (
+        ("prune", model, "--calibration", narrow, "--out", tmp_path / "other"),
+        ("evaluate", model, "--data", narrow),
+        ("evaluate", out, "--data", narrow),
+        ("distill", out, "--train", narrow),
+    ):
+        line = complaint(run(*command, "--quiet"))
+        assert line.endswith("narrow.npz: the model does not take inputs that are float32 of shape (1, 12) (width 12)")
+
+
 def test_labels_that_are_no_classes_of_the_model_are_refused_before_the_work(bench_top: Path, tmp_path: Path) -> None:
     train, out = bench_top / "train.npz", tmp_path / "run"
     inputs = np.load(train)["inputs"]

@@ -52,7 +52,7 @@ def distill(
     folder = run if out is None else out
     with session(json=json, quiet=quiet, resumes=folder) as console:
         import mpcore
-        from mpcore.models.data import load_data
+        from mpcore.cli.samples import load_samples
         from mpcore.models.processes import Processes
 
         processes = Processes.find()
@@ -63,7 +63,7 @@ def distill(
         if out is not None and processes.main:
             _copy(run, out)
         processes.wait()
-        data = load_data(
+        data = load_samples(
             train, mpcore.load(folder, which="model"), batch_size=batch_size, workers=workers, seed=seed, limit=limit
         )
         settings: dict[str, Any] = {} if lr is None else {"lr": lr}

@@ -129,7 +129,7 @@ def _accelerated(model: str, weights: str | None, batch_size: int, shape: str | 
 
     import mpcore
     from mpcore.models.data import input_size
-    from mpcore.models.evaluate import keep_modes
+    from mpcore.models.evaluate import check_takes
     from mpcore.models.source import load_model
 
     if (Path(model) / MANIFEST).is_file():
@@ -141,14 +141,7 @@ def _accelerated(model: str, weights: str | None, batch_size: int, shape: str | 
         network = load_model(model, weights=weights, seed=seed)[0]
     size = input_size(network) if shape is None else _parse_shape(shape)
     example = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(seed))
-    try:
-        with keep_modes(network), torch.no_grad():
-            network.eval()(example)
-    except (RuntimeError, IndexError, AssertionError) as error:
-        where = "timm's size for it" if shape is None else f"--input {shape!r}"
-        raise ValueError(
-            f"{where}: the model does not take inputs of shape {tuple(example.shape)} ({error})"
-        ) from error
+    check_takes(network, example, "timm's size for it" if shape is None else f"--input {shape!r}")
     return mpcore.accelerate(network, example)
 
 

@@ -32,12 +32,12 @@ def evaluate(
     """Measure accuracy with 95 % intervals, and agreement with the dense model where there is one."""
     with session(json=json, quiet=quiet, out=out) as console:
         import mpcore
+        from mpcore.cli.samples import load_samples
         from mpcore.cli.view import accuracy_table
-        from mpcore.models.data import load_data
         from mpcore.records import EvalTable
 
         networks = _networks(model, weights, seed)
-        samples = load_data(data, next(iter(networks.values())), batch_size=batch_size, workers=workers, limit=limit)
+        samples = load_samples(data, next(iter(networks.values())), batch_size=batch_size, workers=workers, limit=limit)
         rows = tuple(
             mpcore.evaluate(network, samples, teacher=networks.get("dense"), name=name, progress=console.progress)
             for name, network in networks.items()

@@ -101,12 +101,12 @@ def prune(
         if engine is Engine.ray:
             raise ValueError("--engine ray goes with a checkpoint")
         import mpcore
-        from mpcore.models.data import load_data
+        from mpcore.cli.samples import load_samples
         from mpcore.models.source import load_model
 
         chosen = _recipe(recipe or "default", pattern)
         network, source = load_model(model, weights=weights, seed=seed)
-        load = partial(load_data, model=network, batch_size=batch_size, workers=workers)
+        load = partial(load_samples, network=network, batch_size=batch_size, workers=workers)
         run = mpcore.prune(
             network,
             chosen,

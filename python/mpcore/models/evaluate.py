@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpcore.certify import wilson
-from mpcore.models.batches import check_logits, first, forward, place, split
+from mpcore.models.batches import call, check_logits, first, forward, place, split
 from mpcore.models.memory import memory_kept
 from mpcore.progress import progress_bar
 from mpcore.records import EvalReport
@@ -216,6 +216,16 @@ def check_labels(model: nn.Module, **data: Sequence[Any]) -> None:
             targets = split(batch)[1]
             if targets is not None and targets.ndim == 1:
                 check_classes(targets, classes, f"{name}: batch {index}")
+
+
+def check_takes(model: nn.Module, inputs: Tensor, where: str) -> None:
+    """Refuse ``inputs`` that ``model`` cannot be called with, whatever it says itself; ``where`` they come from."""
+    try:
+        with eval_mode(model):
+            call(model, place(inputs, model))
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        told = f"{inputs.dtype} of shape {tuple(inputs.shape)}".removeprefix("torch.")
+        raise ValueError(f"{where}: the model does not take inputs that are {told} ({error})") from error
 
 
 def check_classes(targets: Tensor, classes: int, where: str) -> None:
