@@ -208,9 +208,9 @@ def _checked(targets: Tensor | None, student: Tensor, where: str) -> Tensor | No
 def check_labels(model: nn.Module, **data: Sequence[Any]) -> None:
     """Refuse batches whose labels are no classes of ``model``, before any work; the message names data and batch."""
     name, batches = next(iter(data.items()))
-    with eval_mode(model):
+    with keep_modes(model), torch.no_grad():
         sample = place(first(split(batches[0])[0], 2), model)
-        classes = check_logits(forward(model, sample), f"{name} batch 0").shape[1]
+        classes = check_logits(forward(model.eval(), sample), f"{name} batch 0").shape[1]
     for name, found in data.items():
         for index, batch in enumerate(found):
             targets = split(batch)[1]
@@ -221,11 +221,11 @@ def check_labels(model: nn.Module, **data: Sequence[Any]) -> None:
 def check_takes(model: nn.Module, inputs: Tensor, where: str) -> None:
     """Refuse ``inputs`` that ``model`` cannot be called with, whatever it says itself; ``where`` they come from."""
     try:
-        with eval_mode(model):
-            call(model, place(inputs, model))
+        with keep_modes(model), torch.no_grad():
+            call(model.eval(), place(inputs, model))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        told = f"{inputs.dtype} of shape {tuple(inputs.shape)}".removeprefix("torch.")
-        raise ValueError(f"{where}: the model does not take inputs that are {told} ({error})") from error
+        told = f"of shape {tuple(inputs.shape)}, {inputs.dtype} ({error})"
+        raise ValueError(f"{where}: the model does not take inputs {told}") from error
 
 
 def check_classes(targets: Tensor, classes: int, where: str) -> None:
