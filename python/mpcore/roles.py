@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
 HEADS = frozenset(
     {"head", "heads", "head_dist", "fc", "_fc", "classifier", "last_linear", "lm_head", "logits", "score", "embed_out"}
 )
@@ -29,3 +32,20 @@ def role_by_name(layer: str) -> str:
     if "attn" in layer or "attention" in layer:
         return "attention"
     return "mlp" if any(word in layer for word in ("mlp", ".fc", "ffn", "feed_forward", "expert")) else "linear"
+
+
+def check_skip(skip: Sequence[str], layers: Sequence[str]) -> None:
+    """Refuse a bare string, and globs that match none of the ``layers``.
+
+    Raises:
+        TypeError: if ``skip`` is one string.
+        ValueError: if a glob matches nothing; the message names it and the first layers.
+
+    Example:
+        >>> check_skip(["*.fc?"], ["mlp.fc1", "mlp.fc2"])
+    """
+    if isinstance(skip, str):
+        raise TypeError(f"skip: {skip!r} is a string, wanted a sequence of globs: ({skip!r},)")
+    for glob in skip:
+        if not any(fnmatchcase(layer, glob) for layer in layers):
+            raise ValueError(f"skip: {glob!r} matches no layer; the first are {', '.join(layers[:5])}")

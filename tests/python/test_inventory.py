@@ -9,6 +9,7 @@ from nets import TinyConvNet, tiny_vit
 from torch import nn
 from torch.nn.utils import prune
 
+import mpcore
 from mpcore.models import plans
 from mpcore.models.inventory import check_copyable, inventory
 
@@ -59,8 +60,10 @@ def test_a_parametrised_weight_is_not_computed():
 
 def test_a_weight_without_a_shape_is_named_with_what_to_do():
     net = nn.Sequential(nn.Linear(4, 8), nn.LazyLinear(8))
-    with pytest.raises(ValueError, match=r"layer 1: its weight has no shape yet \(lazy module\); run the model on a"):
+    with pytest.raises(ValueError, match=r"model: 1\.weight has no shape yet \(lazy module\); run the model once"):
         inventory(net)
+    with pytest.raises(ValueError, match=r"model: 1\.weight has no shape yet"):
+        mpcore.prune(net, "default", calibration=[torch.randn(8, 4)], progress=False)
 
 
 def test_skip_takes_globs_and_says_which_matched():
@@ -125,5 +128,5 @@ def test_a_model_without_layers_is_refused():
 
 
 def test_something_that_is_no_module_is_refused():
-    with pytest.raises(TypeError, match=r"dict is not a torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"model: a dict, wanted a torch\.nn\.Module; build the module"):
         inventory({})

@@ -153,8 +153,6 @@ def _choose(backend: str, device: torch.device) -> str:
 
 def _choices(model: nn.Module, example_input: Tensor, backend: str, timings: Timings) -> tuple[_Choices, list[Tensor]]:
     """What every layer would best run as, judged alone, and the outputs of the dense model."""
-    if lazy := next((n for n, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)), ""):
-        raise ValueError(f"model: {lazy} has no shape yet (lazy module); run the model once before")
     seen = _observe(model, example_input)
     before = floating(run(model, example_input))
     with eval_mode(model):

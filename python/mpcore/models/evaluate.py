@@ -93,8 +93,16 @@ def logits(model: nn.Module, data: Iterable[Any]) -> tuple[np.ndarray[Any, Any],
 
 
 def check_module(model: object, name: str) -> None:
-    """Raise a TypeError that says what to pass, if ``model`` is no torch.nn.Module; ``name`` is the argument's."""
+    """Refuse what is no torch.nn.Module, and a module with a weight that has no shape; ``name`` is the argument's.
+
+    Raises:
+        TypeError: that says what to pass.
+        ValueError: for a lazy module that has not seen a batch.
+    """
     if isinstance(model, nn.Module):
+        for key, value in model.named_parameters():
+            if isinstance(value, nn.UninitializedParameter):
+                raise ValueError(f"{name}: {key} has no shape yet (lazy module); run the model once before")
         return
     if isinstance(getattr(model, "model", None), nn.Module):
         hint = "pass its .model"

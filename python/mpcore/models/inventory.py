@@ -12,8 +12,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from mpcore.models import plans
+from mpcore.models.evaluate import check_module
 from mpcore.records import LayerInfo, LayerInventory
-from mpcore.roles import HEADS
+from mpcore.roles import HEADS, check_skip
 
 
 def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[str] = ()) -> LayerInventory:
@@ -32,10 +33,7 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[s
         TypeError: if ``model`` is not an nn.Module, or ``skip`` is one string.
         ValueError: if it holds no Linear and no Conv2d or a weight without a shape, or a glob of ``skip`` matches none.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: {type(model).__name__} is not a torch.nn.Module")
-    if isinstance(skip, str):
-        raise TypeError(f"skip: {skip!r} is a string, wanted a sequence of globs: ({skip!r},)")
+    check_module(model, "model")
     shared = _shared_weights(model)
     permutable = {name for group in plans.find(model) for name in group.consumers}
     modules = dict(model.named_modules())
@@ -49,7 +47,7 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[s
             LayerInfo(
                 name=name,
                 kind="linear" if isinstance(module, nn.Linear) else "conv2d",
-                shape=_shape(name, module),
+                shape=_shape(module),
                 role=_role(name, module),
                 prunable=not reason,
                 permutable=not reason and name in permutable,
@@ -59,10 +57,7 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[s
         )
     if not layers:
         raise ValueError(f"model: {type(model).__name__} has no Linear and no Conv2d")
-    for glob in skip:
-        if not any(fnmatchcase(layer.name, glob) for layer in layers):
-            names = ", ".join(layer.name for layer in layers[:5])
-            raise ValueError(f"skip: {glob!r} matches no layer; the first are {names}")
+    check_skip(skip, [layer.name for layer in layers])
     return LayerInventory(tuple(layers), sum(parameter.numel() for parameter in model.parameters()))
 
 
@@ -95,15 +90,9 @@ def _remedy(module: nn.Module) -> str:
     return ""
 
 
-def _shape(name: str, module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
-    """The weight's shape, without computing a weight that is parametrised: that may change buffers.
-
-    Raises:
-        ValueError: if it has none yet.
-    """
+def _shape(module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
+    """The weight's shape, without computing a weight that is parametrised: that may change buffers."""
     weight = module._parameters.get("weight")
-    if isinstance(weight, nn.parameter.UninitializedParameter):
-        raise ValueError(f"layer {name}: its weight has no shape yet (lazy module); run the model on a batch first")
     if weight is not None:
         return tuple(weight.shape)
     if isinstance(module, nn.Linear):

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from mpcore.checkpoint import Weights
 from mpcore.records import LayerInfo, LayerInventory
-from mpcore.roles import role_by_name
+from mpcore.roles import check_skip, role_by_name
 
 _FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 _WHY = {
@@ -36,8 +36,6 @@ def inventory_of(weights: Weights, *, skip: Sequence[str] = ()) -> LayerInventor
         >>> [(layer.name, layer.role, layer.prunable) for layer in inventory_of(open_weights(file)).layers]
         [('mlp.up', 'mlp', True), ('wte', 'embedding', False)]
     """
-    if isinstance(skip, str):
-        raise TypeError(f"skip: {skip!r} is a string, wanted a sequence of globs: ({skip!r},)")
     shapes, types = weights.shapes(), weights.dtypes()
     transposed = _stores_transposed(shapes)
     layers = []
@@ -51,10 +49,7 @@ def inventory_of(weights: Weights, *, skip: Sequence[str] = ()) -> LayerInventor
         layers.append(LayerInfo(name, kind, shape, role, not reason, False, reason))
     if not layers:
         raise ValueError(f"{weights.path}: holds no '*.weight' of 2 dimensions")
-    for glob in skip:
-        if not any(fnmatchcase(layer.name, glob) for layer in layers):
-            names = ", ".join(layer.name for layer in layers[:5])
-            raise ValueError(f"skip: {glob!r} matches no layer; the first are {names}")
+    check_skip(skip, [layer.name for layer in layers])
     return LayerInventory(tuple(layers), sum(math.prod(shape) for shape in shapes.values()))
 
 
