@@ -87,7 +87,10 @@ class RunFolder:
         if not mark.exists():
             write_text(mark, json.dumps({"format": FORMAT, "kind": "run", "fingerprint": fingerprint}, indent=1) + "\n")
             return
-        _refuse_another(self.path, _flat(read_json(mark).get("fingerprint", {})), _flat(fingerprint))
+        found = read_json(mark).get("fingerprint", {})
+        if not isinstance(found, dict) or not isinstance(found.get("recipe", {}), dict):
+            raise ValueError(f"{mark}: damaged, its fingerprint is no object with a recipe; choose another folder")
+        _refuse_another(self.path, _flat(found), _flat(fingerprint))
 
     @property
     def finished(self) -> bool:

@@ -80,6 +80,13 @@ def test_hashes_leave_out_the_manifest_the_report_and_the_unfinished(tmp_path):
     assert list(hashes(tmp_path)) == ["plan.json"]
 
 
+@pytest.mark.parametrize("fingerprint", ["7", '"x"', "[]", '{"recipe": [1]}', "null"])
+def test_a_damaged_fingerprint_is_named(tmp_path, fingerprint):
+    (tmp_path / "run.json").write_text(f'{{"fingerprint": {fingerprint}}}')
+    with pytest.raises(ValueError, match=r"run\.json: damaged, its fingerprint is no object with a recipe"):
+        RunFolder(tmp_path, {"seed": 0})
+
+
 def test_a_damaged_json_file_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run\.json: not a JSON document"):
