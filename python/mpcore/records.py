@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -67,6 +68,12 @@ class LayerInventory(Record):
     kind: ClassVar[str] = "inventory"
     layers: tuple[LayerInfo, ...]
     parameters: int  # of the whole model
+
+    def __iter__(self) -> Iterator[LayerInfo]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
 
     def __getitem__(self, name: str) -> LayerInfo:
         for layer in self.layers:

@@ -22,7 +22,8 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[s
 
     Depthwise and grouped convolutions, classifier heads, layers with shared or parametrised weights, layers that
     nn.MultiheadAttention reads without calling them and layers that match a glob of ``skip`` are left alone;
-    ``reason`` says which it is. Whether the columns fit a pattern is the budget's business.
+    ``reason`` says which it is, and names the Conv1D of GPT-2, a linear layer of another class. Whether the columns fit
+    a pattern is the budget's business.
 
     Args:
         model: left untouched.
@@ -39,6 +40,8 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[s
     modules = dict(model.named_modules())
     layers = []
     for name, module in modules.items():
+        if _is_conv1d(module):
+            layers.append(_conv1d(name, module))
         if not isinstance(module, (nn.Linear, nn.Conv2d)):
             continue
         parent = modules.get(name.rpartition(".")[0])
@@ -90,6 +93,18 @@ def _remedy(module: nn.Module) -> str:
     return ""
 
 
+def _is_conv1d(module: nn.Module) -> bool:
+    """Whether it is the Conv1D of transformers, which GPT-2 is made of: a linear layer whose weight is (in, out)."""
+    weight = module._parameters.get("weight")
+    return type(module).__name__ == "Conv1D" and weight is not None and weight.ndim == 2
+
+
+def _conv1d(name: str, module: nn.Module) -> LayerInfo:
+    shape = tuple(module.get_parameter("weight").T.shape)
+    reason = "a Conv1D, whose weight is (in, out); put an nn.Linear of the transposed weight in its place"
+    return LayerInfo(name, "linear", shape, _role(name, module), prunable=False, permutable=False, reason=reason)
+
+
 def _shape(module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
     """The weight's shape, without computing a weight that is parametrised: that may change buffers."""
     weight = module._parameters.get("weight")
@@ -100,7 +115,7 @@ def _shape(module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
     return module.out_channels, module.in_channels // module.groups, *module.kernel_size
 
 
-def _role(name: str, module: nn.Linear | nn.Conv2d) -> str:
+def _role(name: str, module: nn.Module) -> str:
     if not HEADS.isdisjoint(name.split(".")):
         return "head"
     if isinstance(module, nn.Conv2d):

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mpcore.models.apply import layer_of
 from mpcore.models.evaluate import eval_mode
 from mpcore.models.inventory import inventory
 from mpcore.models.outputs import check_example
@@ -101,8 +100,8 @@ def _check_zeros(model: nn.Module, stored: dict[str, np.ndarray[Any, Any]], used
     kept = {id(model.get_parameter(name)) for name in used}
     matrices = [array for array in stored.values() if array.ndim >= 2]
     matrices += [array.T for array in matrices if array.ndim == 2]
-    for layer in inventory(model).layers:
-        module = layer_of(model, layer.name)
+    for layer in inventory(model):
+        module = model.get_submodule(layer.name)
         if not any(id(parameter) in kept for parameter in module.parameters()):
             continue
         zero = (module.weight.detach() == 0).numpy()
