@@ -51,8 +51,10 @@ def feature_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -
             shapes = f"{tuple(wanted.shape)} in the teacher, {tuple(found.shape)} in the student"
             raise ValueError(f"distill: layer {name} answers {shapes}")
         wide = torch.promote_types(found.dtype, torch.float32)
-        found, wanted = found.flatten(1).to(wide), wanted.flatten(1).to(found.device, wide)
-        terms.append(((found - wanted).square().sum(1) / wanted.square().sum(1).clamp_min(1e-12)).mean())
+        found, wanted = found.to(wide), wanted.to(found.device, wide)
+        axes = tuple(range(1, found.ndim))  # not flattened: that would copy what is stored channels last
+        error = torch.linalg.vector_norm(found - wanted, dim=axes)
+        terms.append((error / torch.linalg.vector_norm(wanted, dim=axes).clamp_min(1e-6)).square().mean())
     return torch.stack(terms).mean()
 
 
