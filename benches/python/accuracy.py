@@ -106,7 +106,9 @@ def measure(cells: list[Cell], bed: Bed, out: Path) -> None:
             runs = {key: prune(cell, bed)}
         network, masks = runs[key]
         if cell.epochs:
-            network, settings = copy.deepcopy(network), replace(bed.settings, epochs=cell.epochs)
+            features = bed.settings.features if masks else 0.0  # compares pruned layers
+            settings = replace(bed.settings, epochs=cell.epochs, features=features)
+            network = copy.deepcopy(network)
             # A continuation learns from the labels; where there are none, from the network that it started as.
             alone = cell.method == CONTINUED and bed.train.targets is not None
             train_student(network, None if alone else bed.network, masks, bed.train, settings=settings, progress=True)

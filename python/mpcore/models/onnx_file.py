@@ -104,7 +104,7 @@ def _check_zeros(model: nn.Module, stored: dict[str, np.ndarray[Any, Any]], used
         module = model.get_submodule(layer.name)
         if not any(id(parameter) in kept for parameter in module.parameters()):
             continue
-        zero = (module.weight.detach() == 0).numpy()
+        zero = (torch.as_tensor(module.weight).detach() == 0).numpy()
         if zero.any() and not any(array.shape == zero.shape and not array[zero].any() for array in matrices):
             own = type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward)
             hint = f"; a {type(module).__name__} multiplies by another weight, which it computes" if own else ""
