@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -34,8 +34,9 @@ class ConvergenceError(RuntimeError):
 class LayerInfo:
     """One Linear or Conv2d of a model.
 
-    ``shape`` is the weight's own: (out, in) or (out, in/groups, kh, kw). ``reason`` says in words why a layer is left
-    alone and is empty where ``prunable``. ``permutable`` means that its input channels can be reordered for free.
+    ``shape`` is (out, in) or (out, in/groups, kh, kw): the weight's own but for a transposed Conv1D. ``reason`` says in
+    words why a layer is left alone and is empty where ``prunable``. ``permutable`` means that its input channels can be
+    reordered for free.
     """
 
     name: str
@@ -62,15 +63,15 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
-class LayerInventory(Record):
-    """Every Linear and Conv2d of a model, in the order of ``model.named_modules()``."""
+class LayerInventory(Record, Mapping[str, LayerInfo]):
+    """Every Linear and Conv2d of a model by name, in the order of ``model.named_modules()``."""
 
     kind: ClassVar[str] = "inventory"
     layers: tuple[LayerInfo, ...]
     parameters: int  # of the whole model
 
-    def __iter__(self) -> Iterator[LayerInfo]:
-        return iter(self.layers)
+    def __iter__(self) -> Iterator[str]:
+        return (layer.name for layer in self.layers)
 
     def __len__(self) -> int:
         return len(self.layers)

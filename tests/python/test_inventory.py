@@ -135,11 +135,18 @@ def test_something_that_is_no_module_is_refused():
 def test_the_conv1d_of_gpt2_is_listed_with_what_to_do_and_its_linear_twin_is_prunable():
     utils = pytest.importorskip("transformers.pytorch_utils")
     net = nn.Sequential(utils.Conv1D(16, 8), nn.ReLU(), nn.Linear(16, 4))
-    assert [(layer.shape, layer.prunable) for layer in inventory(net)] == [((16, 8), False), ((4, 16), True)]
+    assert [(layer.shape, layer.prunable) for layer in inventory(net).layers] == [((16, 8), False), ((4, 16), True)]
     assert "put an nn.Linear of the transposed weight" in inventory(net)["0"].reason
     twin = nn.Linear(8, 16)
     twin.load_state_dict({"weight": net[0].weight.T.contiguous(), "bias": net[0].bias})
     inputs = torch.randn(3, 8)
     torch.testing.assert_close(twin(inputs), net[0](inputs))
     net[0] = twin
-    assert [layer.prunable for layer in inventory(net)] == [True, True]
+    assert [layer.prunable for layer in inventory(net).layers] == [True, True]
+
+
+def test_an_inventory_is_a_mapping_by_name():
+    found = inventory(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)))
+    assert (list(found), len(found), tuple(found.values())) == (["0", "2"], 2, found.layers)
+    assert "2" in found
+    assert "1" not in found

@@ -100,15 +100,15 @@ def _check_zeros(model: nn.Module, stored: dict[str, np.ndarray[Any, Any]], used
     kept = {id(model.get_parameter(name)) for name in used}
     matrices = [array for array in stored.values() if array.ndim >= 2]
     matrices += [array.T for array in matrices if array.ndim == 2]
-    for layer in inventory(model):
-        module = model.get_submodule(layer.name)
+    for name in inventory(model):
+        module = model.get_submodule(name)
         if not any(id(parameter) in kept for parameter in module.parameters()):
             continue
         zero = (torch.as_tensor(module.weight).detach() == 0).numpy()
         if zero.any() and not any(array.shape == zero.shape and not array[zero].any() for array in matrices):
             own = type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward)
             hint = f"; a {type(module).__name__} multiplies by another weight, which it computes" if own else ""
-            raise ValueError(f"layer {layer.name}: its zeros are not in the exported file{hint}")
+            raise ValueError(f"layer {name}: its zeros are not in the exported file{hint}")
 
 
 _ATEN: Any = torch.ops.aten
