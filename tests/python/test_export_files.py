@@ -150,3 +150,31 @@ def test_onnx_names_inputs_it_cannot_take(tmp_path: Path) -> None:
         to_onnx(model, (x, x), tmp_path / "a.onnx")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"shape \(1, 16\), wanted two samples or more.*dynamic_batch=False"):
         to_onnx(model, x, tmp_path / "a.onnx")
+
+
+class Paired(nn.Module):
+    """Knows how many samples it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(2, 16) -> (2, 8)."""
+        return self.layer(x.reshape(2, 4, 4).flatten(1))
+
+
+class Asks(Paired):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Another way for another input: what torch.export cannot follow."""
+        return self.layer(x if x.sum() > 0 else -x)
+
+
+def test_a_model_of_one_batch_size_is_exported_with_that(tmp_path: Path) -> None:
+    x = torch.randn(2, 16)
+    with pytest.raises(ValueError, match=r"^Paired: its batch has one length only: dynamic_batch=False exports it so"):
+        to_onnx(Paired(), x, tmp_path / "a.onnx")
+    to_onnx(Paired(), x, tmp_path / "a.onnx", dynamic_batch=False)
+    with pytest.raises(ValueError, match=r"^Asks: torch cannot export it \("):
+        to_onnx(Asks(), x, tmp_path / "b.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.onnx"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
+from torchvision import models as classifiers
 
 from mpcore.checkpoint import save_tensors
 from mpcore.models.data import input_size, load_data
@@ -69,11 +72,14 @@ def test_a_function_in_a_module_builds_the_model(file: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet18", r"wanted timm:NAME, hf:FOLDER, path/to/file\.py:function or package\.module:function"),
+        ("resnet18", r"wanted timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file\.py:function or package\.module:f"),
         ("package:not-a-name", "wanted timm:NAME"),
         ("timm:no_such_model_here", "timm has no model 'no_such_model_here'"),
         ("timm:test_vi", "did you mean"),
         ("timm:test_vit,num_classes", "'num_classes' is not key=value"),
+        ("torchvision:resnet81", "torchvision has no classifier 'resnet81'; did you mean resnet18"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "only its classifiers can be named, others by a function"),
+        ("torchvision:resnet18,num_classes", "'num_classes' is not key=value"),
         ("no_such_package.nets:make", "there is no module 'no_such_package.nets'"),
         ("json:no_such_function", "has no function 'no_such_function'"),
         ("json:__name__", "has no function '__name__'"),
@@ -83,6 +89,41 @@ def test_a_function_in_a_module_builds_the_model(file: Path, monkeypatch: pytest
 def test_a_name_that_means_nothing_is_one_clear_line(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_model(spec, weights="random")
+
+
+def test_a_torchvision_model_takes_pictures_as_its_weights_were_trained() -> None:
+    model, source = load_model("torchvision:vit_b_32,num_classes=3,image_size=64", weights="random")
+    size = {"num_classes": 3, "image_size": 64}
+    assert source == {"torchvision": "vit_b_32", "kwargs": size}
+    assert input_size(model) == (3, 64, 64)
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    mnasnet = load_model("torchvision:mnasnet0_75", weights="random")[0]
+    config = timm.data.resolve_data_config(pretrained_cfg=mnasnet.pretrained_cfg, model=mnasnet)
+    assert (config["input_size"], config["interpolation"]) == ((3, 224, 224), "bilinear")
+    assert config["crop_pct"] == 224 / 232
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_a_torchvision_model_is_built_again_as_the_one_with_pretrained_weights(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stand_in(enum: object, **_: object) -> dict[str, torch.Tensor]:
+        return classifiers.get_model(name, init_weights=False).state_dict()
+
+    monkeypatch.setattr(type(classifiers.get_model_weights(name).DEFAULT), "get_state_dict", stand_in)
+    model, source = load_model(f"torchvision:{name}")
+    again = build_model(source)
+    assert model.state_dict().keys() == again.state_dict().keys()
+    assert model.transform_input is again.transform_input is True
+
+
+def test_torchvision_weights_that_cannot_be_fetched_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(enum: object, **_: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(type(classifiers.get_model_weights("alexnet").DEFAULT), "get_state_dict", unreachable)
+    with pytest.raises(ValueError, match=r"torchvision's alexnet could not be fetched .*no route to host.*'random'"):
+        load_model("torchvision:alexnet")
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:

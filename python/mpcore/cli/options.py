@@ -21,7 +21,7 @@ Workers = Annotated[
     int, typer.Option("--workers", min=0, metavar="N", help="Processes that read and decode data; 0: this one does.")
 ]
 
-MODEL_HELP = "timm:NAME · hf:FOLDER · path/to/file.py:function · package.module:function"
+MODEL_HELP = "timm:NAME · torchvision:NAME · hf:FOLDER · path/to/file.py:function · package.module:function"
 DATA_HELP = "a folder of images, .tar shards, .parquet files, or a .safetensors or .npz file"
 WEIGHTS_HELP = "A safetensors checkpoint for MODEL; 'random' leaves a timm model untrained."
 
@@ -51,7 +51,7 @@ def is_spec(model: str) -> bool:
     named = (
         bool(colon) and function.isidentifier() and (place.endswith(".py") or place.replace(".", "_").isidentifier())
     )
-    return model.startswith(("timm:", "hf:")) or (named and not Path(model).exists())
+    return model.startswith(("timm:", "torchvision:", "hf:")) or (named and not Path(model).exists())
 
 
 def check_there(checkpoint: str) -> None:

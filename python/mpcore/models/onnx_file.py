@@ -37,8 +37,8 @@ def to_onnx(
     Raises:
         ImportError: without the packages of ``mpcore[onnx]``.
         TypeError: if ``example_input`` is no tensor.
-        ValueError: for an accelerated model, for less than two samples with ``dynamic_batch``, or if a layer's zeros
-            are not in the file; it names the layer.
+        ValueError: for an accelerated model, for less than two samples with ``dynamic_batch``, for a model that torch
+            cannot export, or if a layer's zeros are not in the file; it names the layer.
     """
     for name in ("onnx", "onnxscript"):
         if importlib.util.find_spec(name) is None:
@@ -58,20 +58,31 @@ def to_onnx(
     shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None
     with atomic(path) as temporary:
         with eval_mode(model), torch.inference_mode(False), torch.no_grad():
-            exported = torch.onnx.export(
-                model,
-                (example_input,),
-                temporary,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-                dynamic_shapes=shapes,
-            )
+            try:
+                exported = torch.onnx.export(
+                    model,
+                    (example_input,),
+                    temporary,
+                    dynamo=True,
+                    external_data=False,
+                    verbose=False,
+                    dynamic_shapes=shapes,
+                )
+            except torch.onnx.OnnxExporterError as error:
+                raise ValueError(_why_not(model, error, dynamic_batch)) from error
         graph = onnx.load(temporary).graph
         stored = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
         assert exported is not None
         _check_zeros(model, stored, _multiplied(exported.exported_program))
     return Path(path)
+
+
+def _why_not(model: nn.Module, error: Exception, dynamic_batch: bool) -> str:
+    """One line for an export that failed, with what may help."""
+    cause = " ".join(str(error.__cause__ or error).split())
+    fixed = dynamic_batch and "user-specified" in cause
+    hint = "its batch has one length only: dynamic_batch=False exports it so" if fixed else "torch cannot export it"
+    return f"{type(model).__name__}: {hint} ({cause[:300]})"
 
 
 def _multiplied(program: Any) -> set[str]:

@@ -1,10 +1,12 @@
 """A model from a name, as a command line or a manifest gives it.
 
-``timm:NAME[,key=value...]`` · ``hf:FOLDER`` · ``path/to/file.py:function`` · ``package.module:function``.
+``timm:NAME[,key=value...]`` · ``torchvision:NAME[,key=value...]`` · ``hf:FOLDER`` · ``path/to/file.py:function`` ·
+``package.module:function``.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import json
@@ -22,7 +24,14 @@ from torch import nn
 from mpcore.checkpoint import open_weights
 
 RANDOM = "random"
-"""Value of ``weights`` for a timm model without its pretrained weights."""
+"""Value of ``weights`` for a model without its pretrained weights."""
+_LIBRARIES = ("timm", "torchvision")
+_AS_PRETRAINED: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": False},
+    "inception_v3": {"transform_input": True, "init_weights": False},
+    "vit_h_14": {"image_size": 518},
+}
+"""Where torchvision builds another network with its pretrained weights than without: how to build that one."""
 
 
 def load_model(
@@ -31,11 +40,11 @@ def load_model(
     """Build the model ``spec`` names and give it its weights.
 
     Args:
-        spec: ``timm:NAME``, ``timm:NAME,num_classes=10``, ``hf:FOLDER`` (as Hugging Face's ``save_pretrained`` writes),
-            ``path/to/file.py:function`` or ``package.module:function``; the function takes no argument and returns an
-            ``nn.Module``. Its code is run: name only what you trust.
-        weights: a safetensors checkpoint to load, or ``"random"``; None takes timm's pretrained weights, or the
-            weights the function returns.
+        spec: ``timm:NAME``, ``timm:NAME,num_classes=10``, ``torchvision:NAME`` (classifiers), ``hf:FOLDER`` (as Hugging
+            Face's ``save_pretrained`` writes), ``path/to/file.py:function`` or ``package.module:function``; the
+            function takes no argument and returns an ``nn.Module``. Its code is run: name only what you trust.
+        weights: a safetensors checkpoint to load, or ``"random"``; None takes the pretrained weights of the library
+            (torchvision's ``DEFAULT``), or the weights the function returns.
         seed: of random weights.
 
     Returns:
@@ -64,15 +73,17 @@ def parse_model(spec: str) -> dict[str, Any]:
         >>> parse_model("my.networks:small")
         {'module': 'my.networks', 'function': 'small'}
     """
-    if spec.startswith("timm:"):
-        name, *pairs = spec.removeprefix("timm:").split(",")
-        return {"timm": name, "kwargs": dict(_parse_pair(pair, spec) for pair in pairs)}
-    if spec.startswith("hf:"):
-        return {"hf": str(Path(spec.removeprefix("hf:")).resolve())}
+    kind, _, rest = spec.partition(":")
+    if kind in _LIBRARIES:
+        name, *pairs = rest.split(",")
+        return {kind: name, "kwargs": dict(_parse_pair(pair, spec) for pair in pairs)}
+    if kind == "hf":
+        return {"hf": str(Path(rest).resolve())}
     place, _, function = spec.rpartition(":")
     if not place or not function.isidentifier():
         raise ValueError(
-            f"model {spec!r}: wanted timm:NAME, hf:FOLDER, path/to/file.py:function or package.module:function"
+            f"model {spec!r}: wanted timm:NAME, torchvision:NAME, hf:FOLDER, path/to/file.py:function or "
+            "package.module:function"
         )
     if place.endswith(".py"):
         return {"file": str(Path(place).resolve()), "function": function}
@@ -101,6 +112,8 @@ def _parse_pair(pair: str, spec: str) -> tuple[str, Any]:
 def _build(source: dict[str, Any], *, pretrained: bool) -> nn.Module:
     if "timm" in source:
         return _build_timm(source["timm"], dict(source.get("kwargs", {})), pretrained=pretrained)
+    if "torchvision" in source:
+        return _build_torchvision(source["torchvision"], dict(source.get("kwargs", {})), pretrained=pretrained)
     if "hf" in source:
         from mpcore.models import hf
 
@@ -128,13 +141,48 @@ def _build_timm(name: str, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Mo
         with _quiet_hub():
             model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
     except OSError as error:
-        raise ValueError(
-            f"the pretrained weights of timm's {name} could not be fetched ({str(error).splitlines()[0][:120]}); "
-            "pass a safetensors file, or 'random', as weights"
-        ) from error
+        raise _unfetched(f"timm's {name}", error) from error
     except RuntimeError as error:
         raise ValueError(f"timm's {name} has no pretrained weights to load ({error})") from error
     return model
+
+
+def _build_torchvision(name: str, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known)
+        other = "; only its classifiers can be named, others by a function" if name in models.list_models() else ""
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise ValueError(f"torchvision has no classifier {name!r}{other or hint}")
+    weights = models.get_model_weights(name).DEFAULT
+    try:
+        if pretrained:
+            model: Any = models.get_model(name, weights=weights, **kwargs)
+        else:
+            model = models.get_model(name, weights=None, **(_AS_PRETRAINED.get(name, {}) | kwargs))
+    except OSError as error:
+        raise _unfetched(f"torchvision's {name}", error) from error
+    prepared = weights.transforms()
+    crop = prepared.crop_size[0]
+    side = getattr(model, "image_size", crop)
+    model.pretrained_cfg = {  # where timm's transforms look
+        "input_size": (3, side, side),
+        "mean": tuple(prepared.mean),
+        "std": tuple(prepared.std),
+        "crop_pct": crop / prepared.resize_size[0],
+        "interpolation": prepared.interpolation.value,
+    }
+    network: nn.Module = model
+    return network
+
+
+def _unfetched(what: str, error: OSError) -> ValueError:
+    return ValueError(
+        f"the pretrained weights of {what} could not be fetched ({str(error).splitlines()[0][:120]}); "
+        "pass a safetensors file, or 'random', as weights"
+    )
 
 
 @contextmanager

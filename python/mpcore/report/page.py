@@ -58,7 +58,7 @@ def _context(run: RunRecords) -> dict[str, Any]:
 def _title(run: RunRecords) -> str:
     """What was pruned, in the manifest's words."""
     source = run.manifest.source
-    for key in ("name", "timm", "function"):
+    for key in ("name", "timm", "torchvision", "function"):
         if isinstance(source.get(key), str):
             return str(source[key])
     return "A pruned network"
