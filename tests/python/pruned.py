@@ -32,8 +32,8 @@ class Mixed(nn.Module):
         return self.fc(self.down(self.wide(self.point(self.stem(x).relu()).relu()).relu()).mean((2, 3)))
 
 
-def mixed(pattern: str = "2:4") -> nn.Module:
-    torch.manual_seed(0)
+def mixed(pattern: str = "2:4", seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     model = Mixed().eval()
     with torch.no_grad():
         for layer in model.children():

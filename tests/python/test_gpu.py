@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import images, tiny_vit
+from torch import nn
 from torch.nn import functional
 
 from mpcore.gpu import capability as rules
@@ -21,6 +22,7 @@ from mpcore.gpu.capability import Capability, capability, why_not
 from mpcore.gpu.sparse24 import clean, compress, linear, tune, unsuitable
 from mpcore.gpu.table import SpeedTable
 from mpcore.gpu.timing import interleave, machine
+from mpcore.models.sparse_layers import SparseLinear24
 from mpcore.records import SpeedRow
 
 KERNELS = Path(__file__).resolve().parents[2] / "cuda"
@@ -122,6 +124,22 @@ def test_leading_axes_and_the_found_algorithm_are_passed_on(fake: list[dict[str,
     assert fake[0]["transpose_result"] is True
     with pytest.raises(ValueError, match=r"wanted torch\.float16 \(\.\.\., 64\)"):
         linear(x.float(), packed)
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_state_dict_of_a_24_layer_is_that_of_the_dense_layer() -> None:
+    dense, x = nn.Linear(64, 32).half(), torch.randn(8, 64).half()
+    dense.weight.data = sparse_weight()
+    layer = SparseLinear24(dense, x)
+    stored = layer.state_dict()
+    assert list(stored) == list(dense.state_dict())
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in dense.state_dict().items())
+    layer.load_state_dict({"weight": 2 * stored["weight"], "bias": 0 * stored["bias"]})
+    assert layer.weight.algorithm == (3, 2, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), 2 * functional.linear(x, dense.weight))
+    with pytest.raises(RuntimeError, match="weight: row 0, group 0 keeps 4 of 4"):
+        layer.load_state_dict({**stored, "weight": torch.ones(32, 64)})
 
 
 def test_a_search_that_returns_another_order_is_noticed(fake: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

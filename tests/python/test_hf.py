@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from test_cli import document
 from test_cli import run as command
+from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -24,8 +25,10 @@ from transformers import (
 from transformers.utils import logging
 
 import mpcore
+from mpcore.models import accelerate as accelerating
 from mpcore.models.hf import load_pretrained, save_pretrained
 from mpcore.models.source import build_model
+from mpcore.models.sparse_layers import SparseLinear
 
 logging.disable_progress_bar()
 SMALL: dict[str, Any] = {
@@ -188,3 +191,20 @@ def test_settings_that_are_none_are_named(vit: Path) -> None:
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_pretrained(vit)
+
+
+def test_an_accelerated_model_is_saved_as_the_folder_of_the_dense_one(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerating, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(accelerating, "LEAST_WHOLE", 0.0)
+    model, x = ViTForImageClassification.from_pretrained(vit).eval(), torch.randn(2, 3, 16, 16)
+    linear = [layer for layer in model.vit.modules() if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for layer in linear:
+            layer.weight *= torch.from_numpy(mpcore.nm_mask(layer.weight.abs().numpy(), "2:4"))
+    fast = mpcore.accelerate(model, x).model
+    assert sum(isinstance(layer, SparseLinear) for layer in fast.modules()) == len(linear)
+    fast.save_pretrained(tmp_path / "fast")
+    again = ViTForImageClassification.from_pretrained(tmp_path / "fast").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())

@@ -83,14 +83,37 @@ def test_the_code_torch_compiles_around_the_operators_computes_the_same() -> Non
 
 
 @pytest.mark.usefixtures("always")
-def test_a_state_dict_of_packed_weights_is_loaded_and_used() -> None:
-    first, x = prune(nn.Linear(16, 8), "2:4"), torch.randn(5, 16)
-    second = prune(nn.Linear(16, 8), "2:4")
-    fast, other = accelerate(first, x).model, accelerate(second, x).model
+def test_state_dicts_go_both_ways_between_a_model_and_its_accelerated_copy() -> None:
+    model, other, x = mixed("1:4"), mixed("1:4", seed=1), torch.randn(2, 8, 13, 10)
+    fast = accelerate(model, x).model
+    assert sum(isinstance(layer, SparseLinear | SparseConv2d) for layer in fast.modules()) == 5
+    stored = fast.state_dict()
+    assert list(stored) == list(model.state_dict())
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
     with torch.no_grad():
         fast(x)
         fast.load_state_dict(other.state_dict())
-        torch.testing.assert_close(fast(x), second(x))
+        torch.testing.assert_close(fast(x), other(x), rtol=1e-4, atol=1e-5)
+        model.load_state_dict(fast.state_dict())
+        assert torch.equal(model(x), other(x))
+
+
+@pytest.mark.usefixtures("always")
+def test_weights_that_a_sparse_layer_cannot_take_are_named() -> None:
+    first, x = prune(nn.Sequential(nn.Linear(16, 8)), "2:4"), torch.randn(5, 16)
+    fast, before = accelerate(first, x).model, first.state_dict()
+    weight = before["0.weight"]
+    for wrong, message in (
+        (torch.ones(8, 16), r"0\.weight: .*2:4"),
+        (weight[:, :8], r"0\.weight: shape \(8, 8\), wanted \(8, 16\)"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            fast.load_state_dict({**before, "0.weight": wrong})
+    with pytest.raises(RuntimeError, match=r'Missing key.* "0\.weight"'):
+        fast.load_state_dict({"0.bias": before["0.bias"]})
+    assert fast.load_state_dict({}, strict=False).missing_keys == ["0.weight", "0.bias"]
+    assert torch.equal(fast[0].weight, weight)
+    with torch.no_grad():
         again = accelerate(fast, x)
     assert again.report.rows() == []
     with pytest.raises(TypeError, match=r"take float32 and bfloat16, not torch\.float64"):
@@ -160,7 +183,7 @@ def test_a_state_dict_loaded_after_the_first_product_is_used(inference: bool, sw
         layer(x)
         torch.__future__.set_swap_module_params_on_conversion(swap)
         try:
-            layer.load_state_dict({**layer.state_dict(), "values": torch.zeros_like(layer.values)})
+            layer.load_state_dict({**layer.state_dict(), "weight": torch.zeros(8, 16)})
         finally:
             torch.__future__.set_swap_module_params_on_conversion(False)
         torch.testing.assert_close(layer(x), layer.bias.expand(3, 8))
@@ -176,7 +199,6 @@ def test_a_sparse_layer_shows_what_a_dense_one_does() -> None:
     assert torch.equal(layer.weight, dense.weight)
     layer.values.mul_(2)
     assert torch.equal(layer.weight, 2 * dense.weight)
-    assert list(layer.state_dict()) == ["values", "places", "bias"]
     with pytest.raises(AttributeError):
         layer.weight = dense.weight.detach()
     conv, sparse = convolution()

@@ -78,6 +78,12 @@ def compress(weight: Tensor) -> Compressed24:
     return Compressed24(torch._cslt_compress(clean(weight)), (rows, columns), weight.dtype)
 
 
+def decompress(weight: Compressed24) -> Tensor:
+    """The dense (rows, columns) weight: what the kernel makes of the identity, which is exact."""
+    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.packed.device)
+    return linear(identity, weight).t().contiguous()
+
+
 def linear(x: Tensor, weight: Compressed24, bias: Tensor | None = None) -> Tensor:
     """``x W' + bias``, contiguous, in the dtype of ``x``; tokens are padded to the multiple the kernel wants.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from mpcore.gpu.sparse24 import compress, tune
+from mpcore.gpu.sparse24 import compress, decompress, tune
 from mpcore.gpu.sparse24 import linear as linear24
 from mpcore.models import sparse_ops
 from mpcore.models.sparse_ops import nm_conv2d, nm_linear, nm_unpack, packed_tensors
@@ -18,11 +19,56 @@ from mpcore.sparse import pack
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-class _SparseLayer(nn.Module):
+class _Stored(nn.Module):
+    """A layer whose weight is kept in another form and is dense in state dicts, under the dense layer's name.
+
+    State dicts go both ways between a model and its accelerated copy.
+    """
+
+    def _dense_weight(self) -> Tensor:
+        raise NotImplementedError
+
+    def _take(self, weight: Tensor) -> None:
+        """Keep another dense weight of the right shape in the place of this one; ValueError if it cannot be."""
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self._dense_weight()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *args: Any,  # unexpected keys, messages
+    ) -> None:
+        name = f"{prefix}weight"
+        if (weight := state_dict.pop(name, None)) is not None:
+            try:
+                self._check_and_take(weight.detach())
+            except ValueError as error:
+                args[-1].append(f"{name}: {error}")
+        elif strict:
+            missing_keys.append(name)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
+
+    @torch.no_grad()
+    def _check_and_take(self, weight: Tensor) -> None:
+        wanted = self._dense_weight().shape
+        if weight.shape != wanted:
+            raise ValueError(f"shape {tuple(weight.shape)}, wanted {tuple(wanted)}")
+        self._take(weight)
+
+
+class _SparseLayer(_Stored):
     """An N:M weight, (rows, columns), stored packed.
 
-    ``load_state_dict`` and writes in place change it. A write that torch does not count is not seen once the layer has
-    run: one through ``.data`` or ``.numpy()``, and one to tensors that were made in inference mode.
+    ``load_state_dict`` and writes in place change it. A write that torch does not count is not
+    seen once the layer has run: one through ``.data`` or ``.numpy()``, and one to tensors that were made in inference
+    mode.
     """
 
     values: Tensor
@@ -36,24 +82,31 @@ class _SparseLayer(nn.Module):
         self.sizes = matrix.shape[1], pattern.keep, pattern.group
         with torch.inference_mode(False):  # torch does not count what is written to tensors made in inference mode
             values, places = packed_tensors(pack(matrix, pattern))
-            self.register_buffer("values", values)
-            self.register_buffer("places", places)
+            self.register_buffer("values", values, persistent=False)
+            self.register_buffer("places", places, persistent=False)
             self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     @property
     def weight(self) -> Tensor:
         """A copy in the shape of the dense layer: unpacked when first asked for, kept until the layer changes."""
         if torch.compiler.is_compiling():
-            return self._shaped(nm_unpack(self.values, self.places, *self.sizes))
+            return self._dense_weight()
         now = sparse_ops.state(self.values, self.places)
         if self._dense is None or self._dense[0] != (*now, self._dense[1]._version):
             with torch.inference_mode(False):
-                matrix = self._shaped(nm_unpack(self.values, self.places, *self.sizes))
+                matrix = self._dense_weight()
             self._dense = (*now, matrix._version), matrix
         return self._dense[1]
 
+    def _dense_weight(self) -> Tensor:
+        return self._shaped(nm_unpack(self.values, self.places, *self.sizes))
+
     def _shaped(self, matrix: Tensor) -> Tensor:
+        """(rows, columns) in the shape of the dense weight; :meth:`_matrix` is the way back."""
         return matrix
+
+    def _matrix(self, weight: Tensor) -> Tensor:
+        return weight
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor | None, int, int, int]:
         """What the operators take for the weights."""
@@ -84,9 +137,12 @@ class _SparseLayer(nn.Module):
         self._buffers["places"] = self.places.to(torch.uint8)
         return self
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _take(self, weight: Tensor) -> None:
+        packed = pack(self._matrix(weight.cpu().to(self.values.dtype)), self.pattern)
+        for own, new in zip((self.values, self.places), packed_tensors(packed), strict=True):
+            own.copy_(new)
         sparse_ops.forget(self.values)
-        super()._load_from_state_dict(*args)
+        self._dense = None
 
 
 class SparseLinear(_SparseLayer):
@@ -128,21 +184,32 @@ class SparseConv2d(_SparseLayer):
         split = matrix.reshape(self.out_channels, height, width, self.in_channels)
         return split.permute(0, 3, 1, 2).contiguous()
 
+    def _matrix(self, weight: Tensor) -> Tensor:
+        return conv_matrix(weight)
+
     def extra_repr(self) -> str:
         """Geometry and pattern, for ``print(model)``."""
         return f"{len(self.values)} x {self.sizes[0]}, kernel {self.kernel_size}, stride {self.stride}, {self.pattern}"
 
 
-class SparseLinear24(nn.Module):
-    """A Linear whose 2:4 weight runs on sparse tensor cores."""
+class SparseLinear24(_Stored):
+    """A Linear whose 2:4 weight runs on sparse tensor cores; its parts stay on the device they were made on."""
 
     pattern = Pattern("2:4")
+    bias: Tensor | None
 
     def __init__(self, dense: nn.Linear, example: Tensor) -> None:
         super().__init__()
         self.in_features, self.out_features = dense.in_features, dense.out_features
         self.weight = tune(compress(dense.weight.detach()), example)
-        self.bias = None if dense.bias is None else dense.bias.detach()
+        self.register_buffer("bias", None if dense.bias is None else dense.bias.detach().clone())
+
+    def _dense_weight(self) -> Tensor:
+        return decompress(self.weight)
+
+    def _take(self, weight: Tensor) -> None:
+        packed = compress(weight.to(self.weight.packed.device, self.weight.dtype))
+        self.weight = replace(packed, algorithm=self.weight.algorithm)
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
