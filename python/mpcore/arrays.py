@@ -23,9 +23,11 @@ def to_numpy(value: Any, name: str, *, ndim: int | None = None, finite: bool = T
         finite: refuse NaN and infinities.
 
     Raises:
-        TypeError: if the elements are not floating point, or the tensor is not on the CPU.
+        TypeError: if the elements are not floating point, the tensor is not on the CPU, or entries are masked out.
         ValueError: for another number of dimensions, an empty array, NaN or infinity.
     """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: a masked array, whose mask would be lost; pass .filled(0) or .data")
     if type(value).__module__.startswith("torch"):
         tensor = value.detach()
         if tensor.device.type != "cpu":

@@ -27,10 +27,12 @@ RESERVED = frozenset(
 )
 """What no file that only goes along may be called in a run folder; weights have endings of their own."""
 
+_BATCHES = "batches differ in inputs, labels, order or size (is the DataLoader shuffling?); "
 _MEANS = {
     "model_sha256": "the model's weights differ; ",
-    "calibration_sha256": "the calibration batches differ in content, order or size (is the DataLoader shuffling?); ",
-    "evaluation_sha256": "the evaluation batches differ in content, order or size (is the DataLoader shuffling?); ",
+    "architecture_sha256": "the model's modules, their settings or their buffers differ; ",
+    "calibration_sha256": f"the calibration {_BATCHES}",
+    "evaluation_sha256": f"the evaluation {_BATCHES}",
 }
 """What a hash that differs says in words."""
 

@@ -16,16 +16,15 @@ from torch import nn
 
 from mpcore import budget as budgets
 from mpcore._native import __version__
-from mpcore.certify import certify
-from mpcore.checkpoint import save_tensors, sha256
+from mpcore.checkpoint import save_tensors
 from mpcore.folder import OF_DISTILLATION, PROGRESS, RunFolder, check_sealed, hashes, read_json, write_text
 from mpcore.models import plans, tome
 from mpcore.models.apply import as_matrix, from_matrix, layer_of
 from mpcore.models.batches import digest, first, materialise, split
 from mpcore.models.calibrate import CalibrationStats, calibrate
-from mpcore.models.certificate import LogitTrail
-from mpcore.models.evaluate import check_labels, check_module, evaluate
-from mpcore.models.export import load, save_model, state_sha256
+from mpcore.models.certificate import REPEATED, LogitTrail
+from mpcore.models.evaluate import check_labels, check_module, compare
+from mpcore.models.export import architecture_sha256, load, save_model, state_sha256
 from mpcore.models.inventory import check_copyable, inventory
 from mpcore.models.macs import macs
 from mpcore.models.memory import memory_kept
@@ -103,6 +102,7 @@ def prune(
         "recipe": recipe.to_dict(),
         "seed": seed,
         "model_sha256": state_sha256(model),
+        "architecture_sha256": architecture_sha256(model),
         "calibration_sha256": digest(batches),
         "evaluation_sha256": None if held_out is None else digest(held_out),
         "version": __version__,
@@ -134,7 +134,7 @@ class _Stages:
         source: dict[str, Any],
     ) -> None:
         check_copyable(model)
-        self.dense = copy.deepcopy(model).eval()
+        self.given, self.dense = model, copy.deepcopy(model).eval()
         self.recipe, self.batches, self.held_out, self.folder = recipe, batches, held_out, folder
         self.seed, self.progress, self.source = seed, progress, source
 
@@ -143,16 +143,18 @@ class _Stages:
             self.merge_tokens(copy.deepcopy(self.dense))  # refused now rather than after the work
         check_labels(self.dense, calibration=self.batches, evaluation=self.held_out or [])
         stats = self.calibrate()
+        trail = LogitTrail(self.dense, self.batches, self.recipe.certify_samples)
         layers = self.folder.once("inventory.json", LayerInventory, lambda: self.inventory(stats))
         spectra = self.spectra()
-        budget = self.folder.once("budget.json", Budget, lambda: self.budget(layers, spectra, stats))
+        fitted = self.with_spectra(layers, spectra)
+        budget = self.folder.once("budget.json", Budget, lambda: self.budget(fitted, spectra, stats))
         patterns = {layer.name: layer.pattern for layer in budget.layers if layer.pattern is not None}
         if not patterns:
             reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in budget.layers[:3])
             raise ValueError(f"recipe: leaves nothing to prune ({reasons})")
-        groups, refused = self.permute(patterns, stats)
+        groups, refused = self.permute(patterns, stats, trail)
         # Moments were taken before the channels moved; order of the calls and BatchNorms stay.
-        pruned, results, trail = self.prune_layers(patterns, stats)
+        pruned, results = self.prune_layers(patterns, stats, trail)
         plan = self.write_plan(groups, refused, results, stats)
         masks = {name: from_matrix(result.mask, result.plan.shape) for name, result in results.items()}
         save_model(self.dense, {}, self.folder.path / "dense.safetensors")
@@ -183,7 +185,8 @@ class _Stages:
         return PruneRun(load(path, self.dense, which="model"), path, report, self.folder)
 
     def found(self) -> LayerInventory:
-        return inventory(self.dense, skip=self.recipe.skip, named=self.recipe.asked_for)
+        # Of the given model: a copy unties weights that share their memory without being one parameter.
+        return inventory(self.given, skip=self.recipe.skip, named=self.recipe.asked_for)
 
     def calibrate(self) -> CalibrationStats:
         names = [layer.name for layer in self.found().prunable()]
@@ -210,6 +213,20 @@ class _Stages:
 
         found: SpectraReport = self.folder.once("spectra.json", SpectraReport, fit)
         return found
+
+    def with_spectra(self, layers: LayerInventory, spectra: SpectraReport) -> LayerInventory:
+        """Budgets that weigh spectra leave a layer dense that has none."""
+        if isinstance(self.recipe.pattern, dict) or self.recipe.budget in ("uniform", "knapsack"):
+            return layers
+        found = (
+            layer
+            if not layer.prunable or layer.name in spectra
+            else dataclasses.replace(
+                layer, prunable=False, reason=f"it has no spectrum to weigh: {spectra.skipped.get(layer.name)}"
+            )
+            for layer in layers.layers
+        )
+        return dataclasses.replace(layers, layers=tuple(found))
 
     def budget(self, layers: LayerInventory, spectra: SpectraReport, stats: CalibrationStats) -> Record:
         recipe = self.recipe
@@ -254,9 +271,13 @@ class _Stages:
         return {layer.name: layer.dense for layer in counted.layers}
 
     def permute(
-        self, patterns: dict[str, Pattern], stats: CalibrationStats
+        self, patterns: dict[str, Pattern], stats: CalibrationStats, trail: LogitTrail
     ) -> tuple[tuple[PermutedGroup, ...], dict[str, str]]:
-        """Fold channel orders into the dense model; a resumed run folds the stored ones."""
+        """Fold channel orders into the dense model; a resumed run folds the stored ones.
+
+        Each order was checked on two samples. On all of the trail's the folded network must still be the given one, or
+        no order is kept: another sample may take another way through the network.
+        """
         if not self.recipe.permute:
             return (), {}
         name = f"{PROGRESS}/permutation.json"
@@ -273,30 +294,35 @@ class _Stages:
             groups, refused = permute_channels(
                 self.dense, patterns, stats, self.recipe, sample, seed=self.seed, progress=advance
             )
+        if groups and (change := trail.change(trail.logits(self.dense))) > REPEATED:
+            self.dense = copy.deepcopy(self.given).eval()
+            told = f"the orders of all groups together changed logits of the calibration samples by {change:.1e}"
+            refused |= {name: told for group in groups for name in group.consumers}
+            groups = ()
         write_text(self.folder.path / name, json.dumps({"groups": to_plain(groups), "refused": refused}))
         self.folder.vouch(name)
         return groups, refused
 
     def prune_layers(
-        self, patterns: dict[str, Pattern], stats: CalibrationStats
-    ) -> tuple[nn.Module, dict[str, Pruned], LogitTrail]:
+        self, patterns: dict[str, Pattern], stats: CalibrationStats, trail: LogitTrail
+    ) -> tuple[nn.Module, dict[str, Pruned]]:
         """By segments; again by whole passes, from the start, if the pruned model is no chain of them."""
         if self.folder.kept(WHOLE) is None:
             try:
-                return self.prune_once(patterns, stats, whole=False)
+                return self.prune_once(patterns, stats, trail, whole=False)
             except Unsound as error:
                 write_text(self.folder.path / WHOLE, json.dumps({"reason": str(error)}))
                 self.folder.vouch(WHOLE)
         reason = read_json(self.folder.path / WHOLE)["reason"]
         told = f"the pruned network is no chain of its blocks ({reason})"
         note(self.progress, f"prune: {told}, so every layer is done again, and each runs the whole network: slower")
-        return self.prune_once(patterns, stats, whole=True)
+        return self.prune_once(patterns, stats, trail, whole=True)
 
     def prune_once(
-        self, patterns: dict[str, Pattern], stats: CalibrationStats, *, whole: bool
-    ) -> tuple[nn.Module, dict[str, Pruned], LogitTrail]:
+        self, patterns: dict[str, Pattern], stats: CalibrationStats, trail: LogitTrail, *, whole: bool
+    ) -> tuple[nn.Module, dict[str, Pruned]]:
         pruned = copy.deepcopy(self.dense).eval()
-        trail = LogitTrail(self.dense, self.batches, self.recipe.certify_samples)
+        trail.begin(trail.logits(self.dense))
         walk = Walk(self.dense, pruned, patterns, stats, self.batches, self.recipe, seed=self.seed, whole=whole)
         if not walk.segments and not whole:
             note(
@@ -325,7 +351,7 @@ class _Stages:
 
             results = prune_layers(walk, stored=stored, finished=finished)
         settle(trail, walk)
-        return pruned, results, trail
+        return pruned, results
 
     def write_plan(
         self,
@@ -349,27 +375,14 @@ class _Stages:
             raise ValueError(f"recipe: tome = {self.recipe.tome}, but {error}") from None
 
     def certify(self, trail: LogitTrail) -> Certificate:
-        certificate = certify(
-            trail.dense,
-            trail.now,
-            path=trail.path,
-            labels=trail.labels,
-            data_sha256=digest([batch[0] for batch in trail.batches]),
-            model_sha256=sha256(self.folder.path / "model.safetensors"),
-            seed=self.seed,
-        )
+        certificate = trail.certificate(self.folder.path / "model.safetensors", seed=self.seed)
         certificate.write(self.folder.path / "certificate.json")
         return certificate
 
     def evaluate(self, pruned: nn.Module) -> EvalTable | None:
         if self.held_out is None:
             return None
-        models = {"dense": self.dense, "pruned": pruned}
-        rows = tuple(
-            evaluate(model, self.held_out, teacher=self.dense, name=name, progress=self.progress)
-            for name, model in models.items()
-        )
-        table = EvalTable(rows, f"{rows[0].n} held-out samples")
+        table = compare({"dense": self.dense, "pruned": pruned}, self.held_out, progress=self.progress)
         table.write(self.folder.path / "eval.json")
         return table
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpcore.certify import certify
 from mpcore.checkpoint import open_weights, sha256
 from mpcore.folder import (
     MANIFEST,
@@ -26,10 +25,10 @@ from mpcore.folder import (
     sweep,
     unfinished,
 )
-from mpcore.models.batches import count_samples, digest, materialise
+from mpcore.models.batches import count_samples, materialise
 from mpcore.models.certificate import LogitTrail
 from mpcore.models.distill import DistillRun, DistillSettings, train_student
-from mpcore.models.evaluate import evaluate
+from mpcore.models.evaluate import compare, evaluate
 from mpcore.models.export import load, save_model
 from mpcore.models.memory import memory_kept
 from mpcore.models.processes import Processes
@@ -104,7 +103,7 @@ def distill(
             save_model(student, masks, folder / STUDENT)
             if held_out is not None:
                 models = {"dense": dense, "pruned": pruned, "distilled": student}
-                _evaluate(folder, models, held_out, progress=progress)
+                replace_sealed(folder, EVALUATION, compare(models, held_out, progress=progress))
             elif sha256(folder / STUDENT) != before:
                 _forget_students(folder)
             _certify(folder, dense, pruned, student, train, seed=seed)
@@ -139,16 +138,7 @@ def _certify(
     trail = LogitTrail(dense, batches, samples)
     trail.step("pruning", pruned)
     trail.step("distillation", student)
-    certificate = certify(
-        trail.dense,
-        trail.now,
-        path=trail.path,
-        labels=trail.labels,
-        data_sha256=digest([inputs for inputs, _ in trail.batches]),
-        model_sha256=sha256(folder / STUDENT),
-        seed=seed,
-    )
-    certificate.write(folder / "certificate-student.json")
+    trail.certificate(folder / STUDENT, seed=seed).write(folder / "certificate-student.json")
 
 
 def _first_batches(train: Any, samples: int, seed: int) -> Iterator[Any]:
@@ -158,14 +148,6 @@ def _first_batches(train: Any, samples: int, seed: int) -> Iterator[Any]:
         samples -= count_samples(batch)
         if samples <= 0:
             return
-
-
-def _evaluate(folder: Path, models: dict[str, nn.Module], held_out: list[Any], *, progress: bool) -> None:
-    rows = tuple(
-        evaluate(model, held_out, teacher=models["dense"], name=name, progress=progress)
-        for name, model in models.items()
-    )
-    replace_sealed(folder, EVALUATION, EvalTable(rows, f"{rows[0].n} held-out samples"))
 
 
 def _forget_students(folder: Path) -> None:

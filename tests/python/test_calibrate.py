@@ -330,3 +330,63 @@ class SkipsABlock(nn.Module):
 
 def test_blocks_that_are_read_around_are_no_segments():
     assert not find_segments(SkipsABlock(), ["blocks.0.0", "blocks.1.0"], [torch.randn(2, 4)])
+
+
+class Pair(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class Turned(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.T)
+
+
+@pytest.mark.parametrize(("layer", "take"), [(Pair(8, 8), lambda y: y[0]), (Turned(16, 4), lambda y: y[:8])])
+def test_a_linear_with_a_forward_of_its_own_is_refused_whatever_it_returns(layer, take):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return take(self.layer(x))
+
+    stats = calibrate(Net(), ["layer"], [torch.randn(16, 8)])
+    assert "forward method of its own" in stats.refused["layer"]
+
+
+class Skip(nn.Module):
+    """A convolution whose output is read by a BatchNorm, and by nothing else or by a sum too."""
+
+    def __init__(self, *, also):
+        super().__init__()
+        self.conv, self.norm, self.also = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), also
+        self.norm.running_var.copy_(torch.rand(4) + 0.5)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return (self.norm(y) + y if self.also else self.norm(y)).mean((2, 3))
+
+
+def test_a_batchnorm_that_is_not_the_only_reader_is_no_place_for_the_mean():
+    for also, found in ((False, {"conv": "norm"}), (True, {})):
+        torch.manual_seed(0)
+        net = Skip(also=also)
+        net.train()
+        net.norm.eval()
+        before = net.norm.running_mean.clone()
+        assert calibrate(net, ["conv"], [torch.randn(8, 4, 5, 5)]).norms == found
+        assert torch.equal(net.norm.running_mean, before)
+        assert (net.training, net.norm.training) == (True, False)
+
+
+def test_a_bias_of_two_layers_is_no_place_for_the_mean_of_one():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    net[2].bias = net[0].bias
+    before = net[0].bias.detach().clone()
+    recipe = mpcore.Recipe(pattern="1:4", permute=False)
+    run = mpcore.prune(net, recipe, calibration=[torch.randn(64, 8)], progress=False)
+    assert torch.equal(run.model[0].bias, before)
+    assert torch.equal(run.model[2].bias, before)

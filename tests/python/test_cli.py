@@ -304,7 +304,7 @@ def test_other_batches_are_another_run_and_the_line_says_why(bench_top: Path, tm
     begun = run("prune", model, *data, "--recipe", "magnitude", "--out", tmp_path / "run", "--quiet")
     assert begun.exit_code == 0, begun.stderr
     again = run("prune", model, *data, "--recipe", "magnitude", "--out", tmp_path / "run", "--batch-size", "8", "-q")
-    assert "the calibration batches differ in content, order or size (is the DataLoader" in complaint(again)
+    assert "the calibration batches differ in inputs, labels, order or size (is the DataLoader" in complaint(again)
 
 
 def test_an_output_folder_that_holds_something_else_is_refused_and_left_alone(bench_top: Path, tmp_path: Path) -> None:

@@ -150,3 +150,17 @@ def test_an_inventory_is_a_mapping_by_name():
     assert (list(found), len(found), tuple(found.values())) == (["0", "2"], 2, found.layers)
     assert "2" in found
     assert "1" not in found
+
+
+def test_weights_that_share_their_memory_are_left_alone():
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    net[2].weight = nn.Parameter(net[0].weight.data)
+    assert inventory(net)["0"].reason == "its weight is shared with 2"
+    run = mpcore.prune(net, mpcore.Recipe(), calibration=[torch.randn(32, 8)], progress=False)
+    assert [layer.name for layer in run.report.plan.layers] == ["4"]
+
+
+def test_weights_on_meta_share_nothing():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    assert [layer.prunable for layer in inventory(net).layers] == [True, True]

@@ -239,3 +239,24 @@ def test_masks_without_compensation_see_the_mean_of_the_inputs():
     groups = np.stack([gram[:4, :4], gram[4:, 4:]])
     expected = mpcore.quadratic_mask(net[0].weight.detach().numpy(), groups, "2:4")
     np.testing.assert_array_equal(run.model[0].weight.detach().numpy() != 0, expected)
+
+
+@pytest.mark.parametrize("budget", ["seb", "seb-corrected", "rmt-2025"])
+def test_a_layer_without_a_spectrum_stays_dense_under_a_budget_of_spectra(budget):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.gate, self.zero, self.b = (nn.Linear(16, n) for n in (16, 1, 16, 4))
+            nn.init.zeros_(self.zero.weight)
+
+        def forward(self, x):
+            x = torch.relu(self.a(x)) * torch.sigmoid(self.gate(x))
+            return self.b(x + self.zero(x))
+
+    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    run = mpcore.prune(Gated(), Recipe(budget=budget, **QUICK), calibration=[x], progress=False)
+    reasons = {layer.name: layer.reason for layer in run.report.budget.layers if layer.pattern is None}
+    assert "no spectrum to weigh" in reasons["gate"]
+    assert "no spectrum to weigh" in reasons["zero"]
+    assert {"a", "b"} & {layer.name for layer in run.report.plan.layers}

@@ -53,5 +53,20 @@ def test_a_small_step_moves_no_top_logit_by_more_than_the_slope_allows(model, la
 
 def test_a_layer_that_runs_twice_is_refused():
     layer = nn.Linear(4, 4)
-    with pytest.raises(ValueError, match="layer: called 2 times in one forward pass"):
+    with pytest.raises(ValueError, match="layer 0: called 2 times in one forward pass"):
         lipschitz_estimate(nn.Sequential(layer, nn.ReLU(), layer), "0", np.zeros((4, 4)), torch.ones(2, 4))
+
+
+def test_a_layer_called_by_keyword_is_probed_and_frozen_norms_stay_frozen() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.norm(self.a(input=x)))
+
+    net = Named().train()
+    net.norm.eval()
+    assert lipschitz_estimate(net, "a", np.zeros((6, 4)), torch.randn(5, 4)).shape == (5,)
+    assert (net.training, net.norm.training) == (True, False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -140,3 +142,65 @@ def test_a_mixture_is_pruned_and_certified_as_it_is(tmp_path):
         logits = run.model(torch.cat(batches)).double()
         before = Mixture()(torch.cat(batches)).double()
     np.testing.assert_allclose((logits - before).abs().amax(1), run.report.certificate.eta, atol=1e-5)
+
+
+class Mlp(nn.Module):
+    """fc2(relu(fc1 x)), or with each hidden channel added to the next: channels that no order is free for."""
+
+    def __init__(self, *, mixed: bool) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.mixed = nn.Linear(8, 16), nn.Linear(16, 8), mixed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.fc1(x))
+        return self.fc2(hidden + hidden.roll(1, -1) if self.mixed else hidden)
+
+
+class Step(nn.Module):
+    def __init__(self, *, mixed: bool) -> None:
+        super().__init__()
+        self.mlp = Mlp(mixed=mixed)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(x)
+
+
+class Switch(nn.Module):
+    """Samples of a positive first value go through the second expert, in calls that may get none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.experts, self.head = nn.ModuleList([Step(mixed=False), Step(mixed=True)]), nn.Linear(8, 4)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out, second = torch.zeros_like(x), x[:, 0] > 0
+        out[~second] = self.experts[0](x[~second])
+        out[second] = self.experts[1](x[second])
+        return self.head(out)
+
+
+def test_orders_that_change_samples_the_check_did_not_see_are_undone(tmp_path: Path) -> None:
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    x[:2, 0] = -1.0
+    model = Switch()
+    run = mpcore.prune(model, mpcore.Recipe(certify_samples=64), calibration=[x], out=tmp_path / "run", progress=False)
+    assert run.report.plan.groups == ()
+    assert "together changed logits" in run.report.plan.refused["experts.1.mlp.fc2"]
+    with torch.no_grad():
+        before, after = model(x), run.model(x)
+    certificate = run.report.certificate
+    certified = torch.tensor(certificate.margin) > 2 * torch.tensor(certificate.eta)
+    assert torch.equal(before.argmax(1)[certified], after.argmax(1)[certified])
+    assert ((before - after).abs().amax(1).double() <= torch.tensor(certificate.eta) * 1.001).all()
+    assert torch.equal(mpcore.load(run.folder, Switch(), which="dense")(x), before)
+
+
+def test_an_expert_may_get_no_sample_of_a_batch_or_none_at_all() -> None:
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    x[:16, 0] = -1.0
+    stats = calibrate(Switch(), ["experts.1.mlp.fc1"], x.split(16))
+    assert stats["experts.1.mlp.fc1"].count == int((x[:, 0] > 0).sum())
+    stats = calibrate(Switch(), ["experts.1.mlp.fc1"], [x[:16]])
+    assert stats.refused == {"experts.1.mlp.fc1": "never called on the calibration data"}

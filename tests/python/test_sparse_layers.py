@@ -111,7 +111,7 @@ def test_weights_that_a_sparse_layer_cannot_take_are_named() -> None:
             fast.load_state_dict({**before, "0.weight": wrong})
     with pytest.raises(RuntimeError, match=r'Missing key.* "0\.weight"'):
         fast.load_state_dict({"0.bias": before["0.bias"]})
-    assert fast.load_state_dict({}, strict=False).missing_keys == ["0.weight", "0.bias"]
+    assert fast.load_state_dict({}, strict=False).missing_keys == ["0.bias", "0.weight"]
     assert torch.equal(fast[0].weight, weight)
     with torch.no_grad():
         again = accelerate(fast, x)
@@ -278,3 +278,27 @@ def test_a_tangent_is_refused_and_never_lost() -> None:
 def test_a_number_is_no_input() -> None:
     with pytest.raises(ValueError, match=r"x: shape \(\) gives 1 inputs, the weights have 16"):
         linear()(torch.tensor(1.0))
+
+
+def test_a_sparse_layer_without_numbers_takes_them_from_a_state_dict() -> None:
+    dense = prune(nn.Sequential(nn.Linear(16, 8)), "2:4")[0].requires_grad_(False)
+    x, stored = torch.randn(3, 16), dense.state_dict()
+    layer = SparseLinear(dense, Pattern("2:4")).to("meta")
+    with pytest.raises(RuntimeError, match="x is on cpu, the weights are on meta"):
+        layer(x)
+    layer.load_state_dict(stored, assign=True)
+    torch.testing.assert_close(layer(x), dense(x))
+    empty = SparseLinear(dense, Pattern("2:4")).to("meta").to_empty(device="cpu")
+    empty.places.fill_(255)
+    empty.load_state_dict(stored)
+    torch.testing.assert_close(empty(x), dense(x))
+    half = {name: tensor.bfloat16() for name, tensor in stored.items()}
+    layer.load_state_dict(half, assign=True)
+    assert {name: tensor.dtype for name, tensor in layer.state_dict().items()} == dict.fromkeys(half, torch.bfloat16)
+    for wrong, told in ((stored["weight"].numpy(), "a ndarray"), (stored["weight"].to("meta"), "a tensor on meta")):
+        with pytest.raises(RuntimeError, match=f"weight: {told}"):
+            layer.load_state_dict({**stored, "weight": wrong})
+    seen = []
+    layer.register_load_state_dict_pre_hook(lambda _, state, prefix, *__: seen.append(prefix + "weight" in state))
+    layer.load_state_dict(stored)
+    assert seen == [True]

@@ -601,3 +601,10 @@ def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install mpcore\[scale\]"):
         fit_edges({"a": noise(8, 9)}, engine="ray")
+
+
+def test_a_masked_array_is_refused_rather_than_read_without_its_mask() -> None:
+    masked = np.ma.masked_greater(np.random.default_rng(0).standard_normal((8, 8)), 1.0)
+    for routine in (mpcore.svdvals, mpcore.fit_edge, lambda W: mpcore.nm_mask(W, "2:4")):
+        with pytest.raises(TypeError, match=r"a masked array, whose mask would be lost; pass \.filled\(0\)"):
+            routine(masked)

@@ -23,7 +23,7 @@ Workers = Annotated[
 
 MODEL_HELP = "timm:NAME · torchvision:NAME · hf:FOLDER · path/to/file.py:function · package.module:function"
 DATA_HELP = "a folder of images, .tar shards, .parquet files, or a .safetensors or .npz file"
-WEIGHTS_HELP = "A safetensors checkpoint for MODEL; 'random' leaves a timm model untrained."
+WEIGHTS_HELP = "A safetensors checkpoint for MODEL; 'random' leaves a model of timm or torchvision untrained."
 
 CHECKPOINT_HELP = "a .safetensors file, its index or folder"
 

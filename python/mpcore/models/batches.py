@@ -205,12 +205,20 @@ def _countable(inputs: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0
 
 
-def digest(batches: Sequence[Any]) -> str:
-    """SHA-256 over the bytes, dtypes and shapes of all inputs, in order."""
+def is_class_numbers(targets: Tensor) -> bool:
+    """Whether they are one integer per sample."""
+    return targets.ndim == 1 and not (
+        targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool
+    )
+
+
+def digest(batches: Iterable[Any]) -> str:
+    """SHA-256 over the bytes, dtypes and shapes of all inputs and targets, in order."""
     seal = hashlib.sha256()
     for batch in batches:
-        inputs, _ = split(batch)
-        for tensor in inputs.values() if isinstance(inputs, dict) else (inputs,):
-            seal.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            seal.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        inputs, targets = split(batch)
+        named = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
+        for name, tensor in (named if targets is None else named | {"targets": targets}).items():
+            seal.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            seal.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return seal.hexdigest()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpcore.models.apply import Matrix, as_matrix
+from mpcore.models.apply import Matrix, as_matrix, layer_of
 from mpcore.models.batches import check_logits, forward, layer_input, place, split
+from mpcore.models.evaluate import keep_modes
 
 Layer = nn.Linear | nn.Conv2d
 TOLERANCE = 1e-3
@@ -35,8 +37,8 @@ class Moments:
 class CalibrationStats(Mapping[str, Moments]):
     """Moments by layer name, in the order the layers are called.
 
-    ``norms`` names the BatchNorm that reads a layer's output directly, where in every forward pass the one is called
-    once and the other once; ``refused`` says why a layer has no moments.
+    ``norms`` names the BatchNorm that alone reads a layer's output, where in every forward pass the one is called once
+    and the other once; ``refused`` says why a layer has no moments.
     """
 
     moments: dict[str, Moments]
@@ -150,8 +152,8 @@ def calibrate(
 ) -> CalibrationStats:
     """Moments of the inputs of the named layers over all batches, the model in evaluation mode.
 
-    A layer is refused, with the reason, when it is never called or when its output is not W x + b of its input (a
-    forward method of its own).
+    A layer is refused, with the reason, when it is never called or when its output is not W x + b of its input in its
+    first call (a forward method of its own).
 
     Args:
         model: any module whose forward takes the batches.
@@ -166,14 +168,63 @@ def calibrate(
     """
     collector = _Collector(model, names, positions=positions, gram=gram)
     # Not in inference mode: its tensors do not count their versions.
-    with torch.inference_mode(mode=False), torch.no_grad(), collector:
+    with torch.inference_mode(mode=False), torch.no_grad(), keep_modes(model), collector:
+        model.eval()
         for index, batch in enumerate(batches):
             collector.begin(batch_seed(seed, index))
             where, inputs = f"calibration batch {index}", place(split(batch)[0], model)
             with _explained(inputs, where):
                 logits = forward(model, inputs)
             check_logits(logits, where)
-    return collector.stats()
+    stats = collector.stats()
+    if not stats.norms:
+        return stats
+    return dataclasses.replace(stats, norms=_proven(model, stats.norms, split(batches[0])[0]))
+
+
+@torch.no_grad()
+def _proven(model: nn.Module, norms: Mapping[str, str], inputs: Any) -> dict[str, str]:
+    """The BatchNorms that take off what is added to their layers: no other module reads these layers' outputs.
+
+    A constant per channel is added to a layer's outputs and to the running mean of its norm; the logits must stay. All
+    are tried at once first, and one by one only if that changes the logits.
+    """
+    inputs = place(inputs, model)
+
+    def logits(pairs: Mapping[str, str]) -> Tensor:
+        with ExitStack() as stack:
+            stack.enter_context(keep_modes(model))
+            model.eval()
+            for layer, norm in pairs.items():
+                stack.enter_context(_added(layer_of(model, layer), model.get_submodule(norm)))
+            return forward(model, inputs).double()
+
+    expected = logits({})
+    allowed = max(TOLERANCE, 16 * torch.finfo(next(model.parameters()).dtype).eps) * expected.abs().max()
+
+    def free(pairs: Mapping[str, str]) -> bool:
+        return bool((logits(pairs) - expected).abs().max() <= allowed)
+
+    return dict(norms) if free(norms) else {layer: norm for layer, norm in norms.items() if free({layer: norm})}
+
+
+@contextmanager
+def _added(layer: Layer, norm: nn.Module) -> Iterator[None]:
+    """Within the block the layer's outputs are a deviation larger, and so is what the norm takes off."""
+    mean, deviation = norm.get_buffer("running_mean"), norm.get_buffer("running_var").sqrt()
+    before = mean.clone()
+
+    def add(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        across = deviation[:, None, None] if isinstance(module, nn.Conv2d) else deviation
+        return output + across.to(output.dtype)
+
+    handle = layer.register_forward_hook(add)
+    mean.add_(deviation)
+    try:
+        yield
+    finally:
+        handle.remove()
+        mean.copy_(before)
 
 
 @contextmanager
@@ -207,10 +258,8 @@ class _Collector:
         self._meetings: Counter[tuple[str, str]] = Counter()
         self._last: tuple[str, Any, int] = ("", None, -1)  # layer, its output, the version of that
         self._handles: list[Any] = []
-        self._training = model.training
 
     def __enter__(self) -> None:
-        self.model.eval()
         for name, module in self.model.named_modules():
             if name in self.names:
                 self._handles.append(module.register_forward_hook(self._layer_hook(name), with_kwargs=True))
@@ -221,7 +270,6 @@ class _Collector:
         for handle in self._handles:
             handle.remove()
         self._last = ("", None, -1)
-        self.model.train(self._training)
 
     def begin(self, seed: int) -> None:
         """A forward pass follows, of which the positions are drawn by ``seed``."""
@@ -249,6 +297,8 @@ class _Collector:
                 "encoder with enable_nested_tensor=False, or set its attribute use_nested_tensor = False"
             )
         rows, chosen = input_rows(module, inputs, self.positions, self.seed)
+        if not len(rows):
+            return  # an expert that no sample was sent to
         if name not in self.sums:
             if not _is_linear(module, rows, output, chosen):
                 self.refused[name] = "its output is not W x + b of its input (a forward method of its own)"
@@ -282,9 +332,12 @@ def _version(output: Any) -> int:
     return output._version if isinstance(output, Tensor) and not output.is_inference() else -1
 
 
-def _is_linear(module: Layer, rows: Tensor, output: Tensor, chosen: Tensor | None) -> bool:
+def _is_linear(module: Layer, rows: Tensor, output: Any, chosen: Tensor | None) -> bool:
     """Whether the output at the chosen positions is the matrix view times the rows, plus the bias."""
-    expected = rows @ torch.from_numpy(as_matrix(module.weight)).to(rows).T
+    matrix = torch.from_numpy(as_matrix(module.weight)).to(rows)
+    if not isinstance(output, Tensor) or rows.shape[1] != matrix.shape[1]:
+        return False
+    expected = rows @ matrix.T
     if module.bias is not None:
         expected += module.bias.float()
     if isinstance(module, nn.Conv2d):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mpcore.html import facts
 from mpcore.models.apply import layer_of
+from mpcore.models.batches import Part, digest, split
 from mpcore.models.evaluate import keep_modes
 from mpcore.models.export import state_sha256
 from mpcore.models.memory import memory_kept
@@ -22,7 +23,7 @@ from mpcore.models.optimizer import rates
 from mpcore.models.processes import Processes
 from mpcore.models.randomness import lend_generators
 from mpcore.models.trainer import History as History
-from mpcore.models.trainer import Trainer
+from mpcore.models.trainer import Trainer, batches_of_epoch
 from mpcore.models.trainstate import TrainState
 from mpcore.progress import progress_bar
 from mpcore.records import EvalTable
@@ -98,8 +99,10 @@ def train_student(
     processes = Processes.find()
     if settings.update_batchnorm and processes.count > 1:
         raise ValueError("distill: update_batchnorm wants one process; of several each would see statistics of its own")
-    identity = _identity(student, teacher, settings, batches, processes)
     with keep_modes(*models), processes.placed(*models), lend_generators(next(student.parameters()).device):
+        identity = _identity(student, teacher, masks, settings, batches, processes)
+        if folder is not None:
+            identity["data_sha256"] = _data_sha256(train, settings.seed)
         trainer = Trainer(student, teacher, masks, settings, batches, processes)
         state = TrainState(folder, student, trainer.optimizer, trainer.average.tensors, identity, processes)
         if resume and (position := state.load()) is not None:
@@ -110,7 +113,12 @@ def train_student(
 
 
 def _identity(
-    student: nn.Module, teacher: nn.Module | None, settings: DistillSettings, batches: int, processes: Processes
+    student: nn.Module,
+    teacher: nn.Module | None,
+    masks: Mapping[str, Tensor],
+    settings: DistillSettings,
+    batches: int,
+    processes: Processes,
 ) -> dict[str, Any]:
     """What a state on disk must agree on to be taken up, and all processes among themselves."""
     fields = dataclasses.asdict(settings)
@@ -122,12 +130,23 @@ def _identity(
         "processes": processes.count,
         "student_sha256": state_sha256(student),
         "teacher_sha256": None if teacher is None else state_sha256(teacher),
+        "masks_sha256": digest([dict(sorted(masks.items()))]),
     }
     for rank, other in enumerate(processes.gather(identity)):
         for key, value in identity.items():
             if other[key] != value:
                 raise ValueError(f"distill: {key} is {value!r} in process {processes.rank}, {other[key]!r} in {rank}")
     return identity
+
+
+def _data_sha256(train: Any, seed: int) -> str:
+    """Of the first batch of the first epoch, so that a training is not taken up with other data.
+
+    Of its targets, where there are any: what is in order by the seed may still be augmented at random.
+    """
+    batch = next(batches_of_epoch(train, seed, 0, len(train), 0))
+    inputs, targets = (batch.inputs, batch.targets) if isinstance(batch, Part) else split(batch)
+    return digest([inputs if targets is None else targets])
 
 
 def _count_batches(train: Any) -> int:

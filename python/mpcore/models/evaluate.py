@@ -15,7 +15,7 @@ from mpcore.certify import wilson
 from mpcore.models.batches import call, check_logits, first, forward, place, split
 from mpcore.models.memory import memory_kept
 from mpcore.progress import progress_bar
-from mpcore.records import EvalReport
+from mpcore.records import EvalReport, EvalTable
 
 
 @memory_kept()
@@ -69,6 +69,14 @@ def evaluate(
             sums.add(student, _checked(targets, student, where), reference, where)
             advance("")
     return sums.report()
+
+
+def compare(models: Mapping[str, nn.Module], data: Sequence[Any], *, progress: bool) -> EvalTable:
+    """Every model by its name on the same held-out batches; the teacher of all is ``models["dense"]``."""
+    rows = tuple(
+        evaluate(model, data, teacher=models["dense"], name=name, progress=progress) for name, model in models.items()
+    )
+    return EvalTable(rows, f"{rows[0].n} held-out samples")
 
 
 @memory_kept()
@@ -214,7 +222,11 @@ def _checked(targets: Tensor | None, student: Tensor, where: str) -> Tensor | No
 
 
 def check_labels(model: nn.Module, **data: Sequence[Any]) -> None:
-    """Refuse batches whose labels are no classes of ``model``, before any work; the message names data and batch."""
+    """Refuse batches whose labels are no classes of ``model``, before any work; the message names data and batch.
+
+    Labels that are not one per sample do for calibration, which does not look at them; ``evaluation`` wants class
+    numbers.
+    """
     name, batches = next(iter(data.items()))
     with keep_modes(model), torch.no_grad():
         sample = place(first(split(batches[0])[0], 2), model)
@@ -224,6 +236,9 @@ def check_labels(model: nn.Module, **data: Sequence[Any]) -> None:
             targets = split(batch)[1]
             if targets is not None and targets.ndim == 1:
                 check_classes(targets, classes, f"{name}: batch {index}")
+            elif targets is not None and name == "evaluation":
+                told = f"targets are {targets.dtype} {tuple(targets.shape)}"
+                raise ValueError(f"{name}: batch {index}: {told}, wanted integers ({len(targets)},)")
 
 
 def check_takes(model: nn.Module, inputs: Tensor, where: str) -> None:

@@ -24,6 +24,8 @@ PLAN = "plan.json"
 FILES = {"student": "student.safetensors", "model": "model.safetensors", "dense": "dense.safetensors"}
 SHARED = "shared"
 """Metadata key: a JSON object, alias -> the name a tensor is stored under."""
+_NO_MATTER = ("training", "name_or_path")
+"""Attributes of modules that say nothing of what they compute."""
 
 
 def save_model(model: nn.Module, masks: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -171,6 +173,34 @@ def state_sha256(model: nn.Module) -> str:
             plain = tensor.detach().cpu().resolve_conj().resolve_neg()
             seal.update(plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return seal.hexdigest()
+
+
+def architecture_sha256(model: nn.Module) -> str:
+    """SHA-256 over what a model computes besides its state dict, as far as its modules tell.
+
+    The classes of its modules, their plain attributes (numbers, words, functions: heads, activations, strides) and the
+    buffers that state dicts leave out. The code of the forward methods is not read.
+    """
+    seal = hashlib.sha256()
+    for name, module in model.named_modules():
+        seal.update(f"{name} {type(module).__qualname__}".encode())
+        for key, value in sorted(vars(module).items()):
+            if not key.startswith("_") and key not in _NO_MATTER:
+                seal.update(f"{key} {_told(value)}".encode())
+        for key in sorted(module._non_persistent_buffers_set):
+            if (buffer := module._buffers[key]) is not None:
+                seal.update(f"{key} {buffer.dtype} {tuple(buffer.shape)}".encode())
+                seal.update(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return seal.hexdigest()
+
+
+def _told(value: Any) -> str:
+    """A plain attribute in words that another process would use too; of anything else the class."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_told, value))})"
+    if value is None or isinstance(value, (bool, int, float, complex, str, torch.dtype)):
+        return repr(value)
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from mpcore.budget import layer_weights
 from mpcore.models.apply import Matrix, layer_of
-from mpcore.models.batches import forward, place, split
+from mpcore.models.batches import digest, forward, place, split
 from mpcore.models.export import state_sha256
 from mpcore.models.hybridstate import HybridState
 from mpcore.models.restore import Priority, reallocate
@@ -165,6 +165,7 @@ def _identity(
     return {
         **dataclasses.asdict(settings),
         "batches": len(train),
+        "data_sha256": digest([train[0]]),
         "edges": edges,
         "dense_sha256": state_sha256(model),
     }
@@ -231,7 +232,6 @@ class _State:
     ) -> None:
         """Steps in a cosine down to ``floor`` of the learning rate, with gradients of the ``free`` entries alone."""
         steps, peak = max(round(epochs * len(self.train)), 1), optimiser.param_groups[0]["lr"]
-        fixed = {name: weight.detach().clone() for name, weight in self.weights.items()}
         for step in range(steps):
             share = 0.5 * (1 + math.cos(math.pi * step / steps))
             optimiser.param_groups[0]["lr"] = peak * (floor + (1 - floor) * share)
@@ -240,10 +240,7 @@ class _State:
             for name, weight in self.weights.items():
                 if weight.grad is not None:
                     weight.grad.masked_fill_(~free[name], 0.0)
-            optimiser.step()
-            with torch.no_grad():  # AdamW moves entries without a gradient by nothing, but decay and rounding may
-                for name, weight in self.weights.items():
-                    weight.copy_(torch.where(free[name], weight, fixed[name]))
+            optimiser.step()  # neither optimizer decays weights, so that a gradient of zero moves nothing
         optimiser.zero_grad()
 
     def _batch(self) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
@@ -35,7 +36,7 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[s
         ValueError: if it holds no Linear and no Conv2d or a weight without a shape, or a glob of ``skip`` matches none.
     """
     check_module(model, "model")
-    shared = _shared_weights(model)
+    tied = shared(model, "weight")
     permutable = {name for group in plans.find(model) for name in group.consumers}
     modules = dict(model.named_modules())
     layers = []
@@ -45,7 +46,7 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[s
         if not isinstance(module, (nn.Linear, nn.Conv2d)):
             continue
         parent = modules.get(name.rpartition(".")[0])
-        reason = _why_not(name, module, parent, shared, skip, named)
+        reason = _why_not(name, module, parent, tied, skip, named)
         layers.append(
             LayerInfo(
                 name=name,
@@ -133,7 +134,7 @@ def _why_not(
     name: str,
     module: nn.Linear | nn.Conv2d,
     parent: nn.Module | None,
-    shared: dict[str, str],
+    tied: dict[str, str],
     skip: Sequence[str],
     named: Collection[str],
 ) -> str:
@@ -149,8 +150,8 @@ def _why_not(
         return f"grouped convolution (groups = {module.groups})"
     if role == "stem" and name not in named:
         return f"stem: only {module.in_channels} input channels"
-    if name in shared:
-        return f"its weight is shared with {shared[name]}"
+    if name in tied:
+        return f"its weight is shared with {tied[name]}"
     if parametrize.is_parametrized(module):
         return "its weight is parametrised"
     if not plans.plain(module):
@@ -163,12 +164,12 @@ def _why_not(
     return ""
 
 
-def _shared_weights(model: nn.Module) -> dict[str, str]:
-    """Module name -> another module that holds the very same weight (tied parameters)."""
-    holders: dict[int, list[str]] = defaultdict(list)
+def shared(model: nn.Module, key: str) -> dict[str, str]:
+    """Module name -> another module whose parameter ``key`` is the very same numbers (tied parameters)."""
+    holders: dict[Any, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
-        weight = module._parameters.get("weight")
-        if weight is not None:
-            holders[id(weight)].append(name)
+        if (tensor := module._parameters.get(key)) is not None:
+            placed = tensor.numel() and not tensor.is_meta
+            holders[(tensor.data_ptr(), tensor.shape, tensor.stride()) if placed else id(tensor)].append(name)
     ties = [names for names in holders.values() if len(names) > 1]
     return {name: next(other for other in names if other != name) for names in ties for name in names}

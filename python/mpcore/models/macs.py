@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mpcore.models import tome
 from mpcore.models.batches import layer_input
 from mpcore.models.eligible import layer_pattern
+from mpcore.models.evaluate import keep_modes
 from mpcore.models.outputs import check_example
 from mpcore.models.sparse_layers import Sparse, SparseConv2d, SparseLinear, SparseLinear24
 from mpcore.records import Pattern
@@ -190,7 +191,9 @@ def _count(
         for name, module in model.named_modules():
             if isinstance(module, tome.MergingBlock):
                 stack.callback(module.register_forward_pre_hook(_Entry(name, entered)).remove)
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(keep_modes(model))
+        stack.enter_context(torch.no_grad())
+        model.eval()
         model(example_input)
     return {name: count // len(example_input) for name, count in counts.items()}
 
@@ -227,16 +230,3 @@ class _Counter:
             return positions * module.in_features * module.out_features
         sequences, tokens, _ = x.shape
         return 2 * sequences * tokens * tokens * module.proj.in_features
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module gets its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mpcore.models.apply import Matrix, from_matrix, layer_of
-from mpcore.models.batches import forward, place
+from mpcore.models.batches import forward, layer_input, place
+from mpcore.models.evaluate import keep_modes
 
 STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -47,15 +48,14 @@ def lipschitz_estimate(
     """
     module = layer_of(model, layer)
     part = from_matrix(np.asarray(removed, np.float32), tuple(module.weight.shape)).to(module.weight)
-    tap = _Tap(part)
-    training = model.training
-    handle = module.register_forward_hook(tap)
+    tap = _Tap(layer, part)
+    handle = module.register_forward_hook(tap, with_kwargs=True)
     try:
-        model.eval()
-        slopes = [_slopes(model, tap, place(inputs, model), theta, classes) for theta in thetas]
+        with keep_modes(model):
+            model.eval()
+            slopes = [_slopes(model, tap, place(inputs, model), theta, classes) for theta in thetas]
     finally:
         handle.remove()
-        model.train(training)
     found: Matrix = torch.stack(slopes).amax(dim=0).double().cpu().numpy()
     return found
 
@@ -63,14 +63,15 @@ def lipschitz_estimate(
 class _Tap:
     """Forward hook: the output without the share 1 - theta of R v, kept as a leaf to differentiate by."""
 
-    def __init__(self, removed: Tensor) -> None:
-        self.removed, self.theta, self.outputs = removed, 1.0, list[Tensor]()
+    def __init__(self, layer: str, removed: Tensor) -> None:
+        self.layer, self.removed, self.theta, self.outputs = layer, removed, 1.0, list[Tensor]()
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        inputs = layer_input(args, kwargs)
         if isinstance(module, nn.Conv2d):
-            effect = module._conv_forward(args[0], self.removed, None)
+            effect = module._conv_forward(inputs, self.removed, None)
         else:
-            effect = torch.nn.functional.linear(args[0], self.removed)
+            effect = torch.nn.functional.linear(inputs, self.removed)
         leaf: Tensor = (output - (1 - self.theta) * effect).detach().requires_grad_()
         self.outputs.append(leaf)
         return leaf
@@ -82,7 +83,7 @@ def _slopes(model: nn.Module, tap: _Tap, inputs: Any, theta: float, classes: int
     with torch.enable_grad():
         logits = forward(model, inputs)
         if len(tap.outputs) != 1:
-            raise ValueError(f"layer: called {len(tap.outputs)} times in one forward pass, wanted once")
+            raise ValueError(f"layer {tap.layer}: called {len(tap.outputs)} times in one forward pass, wanted once")
         top = logits.topk(min(classes, logits.shape[1]), dim=1).values
         parts = []
         for column in top.unbind(dim=1):

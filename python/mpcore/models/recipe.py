@@ -40,8 +40,9 @@ class Recipe:
             whole residual streams too, where the exported network proves that they are free; ``"gather"`` lets every
             other layer read its channels in another order at run time, for a copy of its input; ``"interleave"``
             deals the columns by falling score instead of searching, as the paper does.
-        solver: ``none`` keeps the dense weights under the mask; ``lstsq`` refits them to the layer's outputs;
-            ``sparsegpt`` and ``admm`` choose mask and weights together.
+        solver: ``none`` keeps the target's weights under the mask, which are the dense ones unless ``sequence`` is
+            ``asymmetric``; ``lstsq`` refits them to the layer's outputs; ``sparsegpt`` and ``admm`` choose mask and
+            weights together.
         sequence: inputs of the layer-wise problem: ``parallel`` from the dense model; ``sequential`` from the
             already pruned prefix; ``asymmetric`` from the pruned prefix, fitted to the dense path's outputs.
         budget: ``uniform``; ``seb`` (Spectral Edge Budgeting, from the spectra alone); ``seb-corrected`` (the same

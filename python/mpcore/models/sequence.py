@@ -20,6 +20,7 @@ from torch import nn
 from mpcore.models.apply import Matrix, as_matrix, layer_of, set_weight, shift_output
 from mpcore.models.calibrate import Accumulator, CalibrationStats, Moments, about_zero
 from mpcore.models.certificate import LogitTrail
+from mpcore.models.inventory import shared
 from mpcore.models.proof import find_routed, find_segments
 from mpcore.models.recipe import Recipe
 from mpcore.models.segments import Chain, Path, Unsound
@@ -84,6 +85,7 @@ class Walk:
         self.stages = self._stages(self.segments)
         self.dense_path, self.pruned_path = (Path(model, self.segments, batches) for model in (dense, pruned))
         self.batches = range(len(batches))
+        self.tied = shared(pruned, "bias")
 
     def _stages(self, segments: Sequence[str]) -> dict[str, int]:
         """Layer -> stage of the paths; layers outside the segments come before the first or after the last."""
@@ -115,7 +117,8 @@ class Walk:
         self.walk_to(name)
         module = layer_of(self.pruned, name)
         # Masks alone leave the mean output where they leave it, and have to be chosen with it in view.
-        correctable = self.recipe.solver != "none" and (module.bias is not None or name in self.stats.norms)
+        place = name in self.stats.norms if module.bias is None else name not in self.tied
+        correctable = self.recipe.solver != "none" and place
         moments = self._moments(name)
         problem = _problem(as_matrix(module.weight), moments, self.recipe.damping, centred=correctable)
         return problem, moments, correctable

@@ -137,13 +137,8 @@ def _build_timm(name: str, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Mo
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('.')[0]}*")[:3]
         raise ValueError(f"timm has no model {name!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
-    try:
-        with _quiet_hub():
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
-    except OSError as error:
-        raise _unfetched(f"timm's {name}", error) from error
-    except RuntimeError as error:
-        raise ValueError(f"timm's {name} has no pretrained weights to load ({error})") from error
+    with _library(f"timm's {name}"), _quiet_hub():
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
     return model
 
 
@@ -157,13 +152,9 @@ def _build_torchvision(name: str, kwargs: dict[str, Any], *, pretrained: bool) -
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise ValueError(f"torchvision has no classifier {name!r}{other or hint}")
     weights = models.get_model_weights(name).DEFAULT
-    try:
-        if pretrained:
-            model: Any = models.get_model(name, weights=weights, **kwargs)
-        else:
-            model = models.get_model(name, weights=None, **(_AS_PRETRAINED.get(name, {}) | kwargs))
-    except OSError as error:
-        raise _unfetched(f"torchvision's {name}", error) from error
+    kwargs = kwargs if pretrained else _AS_PRETRAINED.get(name, {}) | kwargs
+    with _library(f"torchvision's {name}"):
+        model: Any = models.get_model_builder(name)(weights=weights if pretrained else None, **kwargs)
     prepared = weights.transforms()
     crop = prepared.crop_size[0]
     side = getattr(model, "image_size", crop)
@@ -178,11 +169,21 @@ def _build_torchvision(name: str, kwargs: dict[str, Any], *, pretrained: bool) -
     return network
 
 
-def _unfetched(what: str, error: OSError) -> ValueError:
-    return ValueError(
-        f"the pretrained weights of {what} could not be fetched ({str(error).splitlines()[0][:120]}); "
-        "pass a safetensors file, or 'random', as weights"
-    )
+@contextmanager
+def _library(what: str) -> Iterator[None]:
+    """An error of a library that builds a model becomes one line."""
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except OSError as error:
+        raise ValueError(
+            f"the pretrained weights of {what} could not be fetched ({str(error).splitlines()[0][:120]}); "
+            "pass a safetensors file, or 'random', as weights"
+        ) from error
+    except Exception as error:
+        told = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{what} cannot be built so: {type(error).__name__}: {told}") from error
 
 
 @contextmanager

@@ -28,8 +28,12 @@ class _Stored(nn.Module):
     def _dense_weight(self) -> Tensor:
         raise NotImplementedError
 
-    def _take(self, weight: Tensor) -> None:
-        """Keep another dense weight of the right shape in the place of this one; ValueError if it cannot be."""
+    def _shape(self) -> torch.Size:
+        """Of the dense weight."""
+        raise NotImplementedError
+
+    def _take(self, weight: Tensor, assign: bool) -> None:
+        """Keep another dense weight of that shape, with ``assign`` in its own dtype; ValueError if it cannot be."""
         raise NotImplementedError
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -43,24 +47,30 @@ class _Stored(nn.Module):
         local_metadata: dict[str, Any],
         strict: bool,
         missing_keys: list[str],
-        *args: Any,  # unexpected keys, messages
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         name = f"{prefix}weight"
-        if (weight := state_dict.pop(name, None)) is not None:
+        if name in unexpected_keys:
+            unexpected_keys.remove(name)
+        if (weight := state_dict.get(name)) is not None:
             try:
-                self._check_and_take(weight.detach())
+                self._check_and_take(weight, bool(local_metadata.get("assign_to_params_buffers")))
             except ValueError as error:
-                args[-1].append(f"{name}: {error}")
+                error_msgs.append(f"{name}: {error}")
         elif strict:
             missing_keys.append(name)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
 
     @torch.no_grad()
-    def _check_and_take(self, weight: Tensor) -> None:
-        wanted = self._dense_weight().shape
-        if weight.shape != wanted:
-            raise ValueError(f"shape {tuple(weight.shape)}, wanted {tuple(wanted)}")
-        self._take(weight)
+    def _check_and_take(self, weight: Any, assign: bool) -> None:
+        if not isinstance(weight, Tensor) or weight.is_meta:
+            raise ValueError(f"a {'tensor on meta' if isinstance(weight, Tensor) else type(weight).__name__}")
+        if weight.shape != self._shape():
+            raise ValueError(f"shape {tuple(weight.shape)}, wanted {tuple(self._shape())}")
+        self._take(weight.detach(), assign)
 
 
 class _SparseLayer(_Stored):
@@ -137,10 +147,17 @@ class _SparseLayer(_Stored):
         self._buffers["places"] = self.places.to(torch.uint8)
         return self
 
-    def _take(self, weight: Tensor) -> None:
-        packed = pack(self._matrix(weight.cpu().to(self.values.dtype)), self.pattern)
-        for own, new in zip((self.values, self.places), packed_tensors(packed), strict=True):
-            own.copy_(new)
+    def _shape(self) -> torch.Size:
+        return self._shaped(torch.empty(len(self.values), self.sizes[0], device="meta")).shape
+
+    def _take(self, weight: Tensor, assign: bool) -> None:
+        dtype = weight.dtype if assign and weight.dtype in _DTYPES else self.values.dtype
+        values, places = packed_tensors(pack(self._matrix(weight.cpu().to(dtype)), self.pattern))
+        if assign or self.values.is_meta:
+            self.values, self.places = values, places
+        else:
+            self.values.copy_(values)
+            self.places.copy_(places)
         sparse_ops.forget(self.values)
         self._dense = None
 
@@ -207,7 +224,10 @@ class SparseLinear24(_Stored):
     def _dense_weight(self) -> Tensor:
         return decompress(self.weight)
 
-    def _take(self, weight: Tensor) -> None:
+    def _shape(self) -> torch.Size:
+        return torch.Size(self.weight.shape)
+
+    def _take(self, weight: Tensor, assign: bool) -> None:
         packed = compress(weight.to(self.weight.packed.device, self.weight.dtype))
         self.weight = replace(packed, algorithm=self.weight.algorithm)
 

@@ -130,6 +130,7 @@ def _unpack_shape(values: Tensor, places: Tensor, columns: int, keep: int, group
 
 
 def _linear_shape(x: Tensor, values: Tensor, *_: object) -> Tensor:
+    _check_device(x, values)
     return x.new_empty((*x.shape[:-1], values.shape[0]))
 
 
@@ -146,6 +147,7 @@ def _conv2d_shape(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
+    _check_device(x, values)
     size = [
         (x.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
         for axis in (0, 1)
@@ -179,6 +181,12 @@ def _check_input(x: Tensor, found: int, columns: int, values: Tensor) -> None:
         raise ValueError(f"x: shape {tuple(x.shape)} gives {found} inputs, the weights have {columns}")
     if x.dtype not in _DTYPES or values.dtype not in _DTYPES:
         raise TypeError(f"x is {x.dtype}, the weights are {values.dtype}; wanted float32 or bfloat16")
+
+
+def _check_device(x: Tensor, values: Tensor) -> None:
+    """An input beside weights without numbers would get memory that nothing has written to."""
+    if values.is_meta and not x.is_meta:
+        raise RuntimeError(f"x is on {x.device}, the weights are on meta: give them numbers with load_state_dict")
 
 
 for _name, _function in (("nm_linear", _linear), ("nm_conv2d", _conv2d), ("nm_unpack", _unpack)):

@@ -115,7 +115,12 @@ class Trainer:
         for name, mask in self.masks.items():
             if (gradient := layer_of(self.student, name).weight.grad) is not None:
                 gradient.masked_fill_(~mask, 0.0)
-        nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
+        if not math.isfinite(norm):
+            raise ConvergenceError(
+                f"distill: the gradient is {norm} at step {self.step + 1}, where the loss is {loss:.3g}; lower lr, or "
+                "look for a slope that is infinite where the value is not (sqrt at 0)"
+            )
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
         self.optimizer.step()
