@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import platform
 from collections.abc import Iterable
@@ -198,14 +197,7 @@ class _Stages:
 
     def inventory(self, stats: CalibrationStats) -> Record:
         """Layers whose inputs could not be observed are left alone too."""
-        found = self.found()
-        layers = tuple(
-            dataclasses.replace(layer, prunable=False, permutable=False, reason=stats.refused[layer.name])
-            if layer.prunable and layer.name in stats.refused
-            else layer
-            for layer in found.layers
-        )
-        return dataclasses.replace(found, layers=layers)
+        return self.found().leaving(stats.refused)
 
     def spectra(self) -> SpectraReport:
         def fit() -> Record:
@@ -218,15 +210,8 @@ class _Stages:
         """Budgets that weigh spectra leave a layer dense that has none."""
         if isinstance(self.recipe.pattern, dict) or self.recipe.budget in ("uniform", "knapsack"):
             return layers
-        found = (
-            layer
-            if not layer.prunable or layer.name in spectra
-            else dataclasses.replace(
-                layer, prunable=False, reason=f"it has no spectrum to weigh: {spectra.skipped.get(layer.name)}"
-            )
-            for layer in layers.layers
-        )
-        return dataclasses.replace(layers, layers=tuple(found))
+        without = {name: f"it has no spectrum to weigh: {why}" for name, why in spectra.skipped.items()}
+        return layers.leaving(without)
 
     def budget(self, layers: LayerInventory, spectra: SpectraReport, stats: CalibrationStats) -> Record:
         recipe = self.recipe
@@ -289,12 +274,16 @@ class _Stages:
             by_consumers = {group.consumers: group for group in found}
             for done in groups:
                 plans.fold(self.dense, by_consumers[done.consumers], done.order)
+            trail.begin(trail.logits(self.dense))
             return groups, data["refused"]
         with progress_bar(self.progress, "permute") as advance:
             groups, refused = permute_channels(
                 self.dense, patterns, stats, self.recipe, sample, seed=self.seed, progress=advance
             )
-        if groups and (change := trail.change(trail.logits(self.dense))) > REPEATED:
+        logits = trail.logits(self.dense)
+        if (change := trail.change(logits)) <= REPEATED:
+            trail.begin(logits)
+        else:
             self.dense = copy.deepcopy(self.given).eval()
             told = f"the orders of all groups together changed logits of the calibration samples by {change:.1e}"
             refused |= {name: told for group in groups for name in group.consumers}
@@ -322,7 +311,7 @@ class _Stages:
         self, patterns: dict[str, Pattern], stats: CalibrationStats, trail: LogitTrail, *, whole: bool
     ) -> tuple[nn.Module, dict[str, Pruned]]:
         pruned = copy.deepcopy(self.dense).eval()
-        trail.begin(trail.logits(self.dense))
+        trail.begin(trail.dense)
         walk = Walk(self.dense, pruned, patterns, stats, self.batches, self.recipe, seed=self.seed, whole=whole)
         if not walk.segments and not whole:
             note(

@@ -73,6 +73,16 @@ class LayerInventory(Record, Mapping[str, LayerInfo]):
     def __iter__(self) -> Iterator[str]:
         return (layer.name for layer in self.layers)
 
+    def leaving(self, reasons: Mapping[str, str]) -> LayerInventory:
+        """The same, but that layers named in ``reasons`` are left alone, and why."""
+        layers = (
+            dataclasses.replace(layer, prunable=False, permutable=False, reason=reasons[layer.name])
+            if layer.prunable and layer.name in reasons
+            else layer
+            for layer in self.layers
+        )
+        return dataclasses.replace(self, layers=tuple(layers))
+
     def __len__(self) -> int:
         return len(self.layers)
 

@@ -105,13 +105,14 @@ def test_a_weight_that_is_not_24_is_refused_with_its_place() -> None:
 def test_tokens_are_padded_for_the_kernel_and_cut_off_again(tokens: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         calls = fake.__wrapped__(patch)  # type: ignore[attr-defined]
-        weight, bias = sparse_weight(), torch.randn(32).half()
-        x = torch.randn(tokens, 64).half()
+        weight, bias = sparse_weight(), torch.randn(32, generator=torch.Generator().manual_seed(0)).half()
+        x = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(tokens)).half()
         y = linear(x, compress(weight), bias)
     assert calls[0]["tokens"] % 8 == 0
     assert calls[0]["tokens"] - tokens < 8
     assert calls[0]["stride"] == (1, 64)
-    assert torch.allclose(y.float(), functional.linear(x.float(), weight.float(), bias.float()), atol=2e-2)
+    expected = functional.linear(x.float(), weight.float(), bias.float()).half()  # rounds by up to .03 beyond 64
+    assert torch.allclose(y.float(), expected.float(), atol=2e-2)
 
 
 def test_leading_axes_and_the_found_algorithm_are_passed_on(fake: list[dict[str, Any]]) -> None:

@@ -192,7 +192,7 @@ def _checked_labels(batch: Any, where: str) -> Any:
     if labels is None:
         return inputs
     told = f"a pair is read as (inputs, labels), and its labels are {labels.dtype} of shape {tuple(labels.shape)}"
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    if not _integers(labels):
         raise ValueError(f"{where}: {told}, wanted integers")
     if _countable(inputs) and labels.shape[:1] != (size(inputs),):
         raise ValueError(f"{where}: {told}, wanted one label for each of its {size(inputs)} samples")
@@ -207,9 +207,11 @@ def _countable(inputs: Any) -> bool:
 
 def is_class_numbers(targets: Tensor) -> bool:
     """Whether they are one integer per sample."""
-    return targets.ndim == 1 and not (
-        targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool
-    )
+    return targets.ndim == 1 and _integers(targets)
+
+
+def _integers(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def digest(batches: Iterable[Any]) -> str:

@@ -100,10 +100,10 @@ def train_student(
     if settings.update_batchnorm and processes.count > 1:
         raise ValueError("distill: update_batchnorm wants one process; of several each would see statistics of its own")
     with keep_modes(*models), processes.placed(*models), lend_generators(next(student.parameters()).device):
-        identity = _identity(student, teacher, masks, settings, batches, processes)
+        trainer = Trainer(student, teacher, masks, settings, batches, processes)
+        identity = _identity(trainer)
         if folder is not None:
             identity["data_sha256"] = _data_sha256(train, settings.seed)
-        trainer = Trainer(student, teacher, masks, settings, batches, processes)
         state = TrainState(folder, student, trainer.optimizer, trainer.average.tensors, identity, processes)
         if resume and (position := state.load()) is not None:
             trainer.take_up(position)
@@ -112,25 +112,19 @@ def train_student(
     return History(tuple(trainer.entries))
 
 
-def _identity(
-    student: nn.Module,
-    teacher: nn.Module | None,
-    masks: Mapping[str, Tensor],
-    settings: DistillSettings,
-    batches: int,
-    processes: Processes,
-) -> dict[str, Any]:
+def _identity(trainer: Trainer) -> dict[str, Any]:
     """What a state on disk must agree on to be taken up, and all processes among themselves."""
-    fields = dataclasses.asdict(settings)
-    fields["lr"], fields["weight_decay"] = rates(settings)
+    processes, teacher = trainer.processes, trainer.teacher
+    fields = dataclasses.asdict(trainer.settings)
+    fields["lr"], fields["weight_decay"] = rates(trainer.settings)
     del fields["save_every"]
     identity = {
         **fields,
-        "batches": batches,
+        "batches": trainer.batches,
         "processes": processes.count,
-        "student_sha256": state_sha256(student),
+        "student_sha256": state_sha256(trainer.student),
         "teacher_sha256": None if teacher is None else state_sha256(teacher),
-        "masks_sha256": digest([dict(sorted(masks.items()))]),
+        "masks_sha256": digest([dict(sorted(trainer.masks.items()))]),
     }
     for rank, other in enumerate(processes.gather(identity)):
         for key, value in identity.items():

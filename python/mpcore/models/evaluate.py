@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpcore.certify import wilson
-from mpcore.models.batches import call, check_logits, first, forward, place, split
+from mpcore.models.batches import call, check_logits, first, forward, is_class_numbers, place, split
 from mpcore.models.memory import memory_kept
 from mpcore.progress import progress_bar
 from mpcore.records import EvalReport, EvalTable
@@ -213,10 +213,7 @@ def _checked(targets: Tensor | None, student: Tensor, where: str) -> Tensor | No
     """Targets as class numbers beside ``student`` (n, classes)."""
     if targets is None:
         return None
-    if targets.shape != student.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:
-        raise ValueError(
-            f"{where}: targets are {targets.dtype} {tuple(targets.shape)}, wanted integers ({len(student)},)"
-        )
+    _check_kind(targets, len(student), where)
     check_classes(targets, student.shape[1], where)
     return targets.to(student.device, torch.int64)
 
@@ -234,11 +231,17 @@ def check_labels(model: nn.Module, **data: Sequence[Any]) -> None:
     for name, found in data.items():
         for index, batch in enumerate(found):
             targets = split(batch)[1]
-            if targets is not None and targets.ndim == 1:
+            if targets is None:
+                continue
+            if name == "evaluation":
+                _check_kind(targets, len(targets), f"{name}: batch {index}")
+            if targets.ndim == 1:
                 check_classes(targets, classes, f"{name}: batch {index}")
-            elif targets is not None and name == "evaluation":
-                told = f"targets are {targets.dtype} {tuple(targets.shape)}"
-                raise ValueError(f"{name}: batch {index}: {told}, wanted integers ({len(targets)},)")
+
+
+def _check_kind(targets: Tensor, samples: int, where: str) -> None:
+    if not is_class_numbers(targets) or len(targets) != samples:
+        raise ValueError(f"{where}: targets are {targets.dtype} {tuple(targets.shape)}, wanted integers ({samples},)")
 
 
 def check_takes(model: nn.Module, inputs: Tensor, where: str) -> None:

@@ -176,13 +176,13 @@ def _library(what: str) -> Iterator[None]:
         yield
     except (ImportError, MemoryError):
         raise
-    except OSError as error:
-        raise ValueError(
-            f"the pretrained weights of {what} could not be fetched ({str(error).splitlines()[0][:120]}); "
-            "pass a safetensors file, or 'random', as weights"
-        ) from error
     except Exception as error:
         told = (str(error).splitlines() or [""])[0]
+        if isinstance(error, OSError):
+            raise ValueError(
+                f"the pretrained weights of {what} could not be fetched ({told[:120]}); "
+                "pass a safetensors file, or 'random', as weights"
+            ) from error
         raise ValueError(f"{what} cannot be built so: {type(error).__name__}: {told}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
 
@@ -19,22 +20,22 @@ from mpcore.sparse import pack
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-class _Stored(nn.Module):
+class _Stored(nn.Module, ABC):
     """A layer whose weight is kept in another form and is dense in state dicts, under the dense layer's name.
 
     State dicts go both ways between a model and its accelerated copy.
     """
 
-    def _dense_weight(self) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _dense_weight(self) -> Tensor: ...
 
+    @abstractmethod
     def _shape(self) -> torch.Size:
         """Of the dense weight."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take(self, weight: Tensor, assign: bool) -> None:
         """Keep another dense weight of that shape, with ``assign`` in its own dtype; ValueError if it cannot be."""
-        raise NotImplementedError
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}weight"] = self._dense_weight()
@@ -76,9 +77,8 @@ class _Stored(nn.Module):
 class _SparseLayer(_Stored):
     """An N:M weight, (rows, columns), stored packed.
 
-    ``load_state_dict`` and writes in place change it. A write that torch does not count is not
-    seen once the layer has run: one through ``.data`` or ``.numpy()``, and one to tensors that were made in inference
-    mode.
+    ``load_state_dict`` and writes in place change it. A write that torch does not count is not seen once the layer has
+    run: one through ``.data`` or ``.numpy()``, and one to tensors that were made in inference mode.
     """
 
     values: Tensor
