@@ -34,7 +34,7 @@ demo: build  ## run the main job on an embedded default: train, prune, certify, 
 
 test: build  ## all tests, Rust and Python
 	cargo test --release --workspace --quiet
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: build  ## formatting, lints, types
 	cargo fmt --check
