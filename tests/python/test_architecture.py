@@ -25,13 +25,14 @@ LAYERS: dict[int, set[str]] = {
         "checkpoint",
         "folder",
         "progress",
+        "engine",
         "roles",
         "pretrained",
     },
     3: {"spectra", "masks", "permute", "compensate", "sparse", "certify"},
     4: {"budget", "verify"},
     5: {"models", "gpu"},
-    6: {"engine", "pipeline", "prunerun", "recovery", "report", "stream"},
+    6: {"pipeline", "prunerun", "recovery", "report", "stream"},
     7: {"cli", "demo"},
 }
 MAY_IMPORT: dict[int, set[str]] = {
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[int, set[str]] = {
 
 PACKAGES: dict[str, set[str]] = {
     "progress": {"rich"},
-    "spectra": {"matplotlib", "ray"},
+    "spectra": {"matplotlib"},
     "models": {
         "torch",
         "timm",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 import tracemalloc
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeRay
 
 from mpcore import fit_edge, fit_edges
 from mpcore.checkpoint import Weights
@@ -144,47 +143,13 @@ def test_one_matrix_uses_all_threads_and_gives_the_same_bits() -> None:
     assert fit_edges(tensors, threads=4) == fit_edges(tensors, threads=1)
 
 
-class FakeRay(types.ModuleType):
-    """Ray's few functions; tasks travel as pickles and finish last in, first out."""
-
-    def __init__(self) -> None:
-        super().__init__("ray")
-        self.most = 0
-
-    def is_initialized(self) -> bool:
-        return False
-
-    def init(self, **_: Any) -> None: ...
-
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 2.0}
-
-    def remote(self, *, num_cpus: int, max_retries: int) -> Any:
-        assert (num_cpus, max_retries) == (1, 3)
-
-        def task(function: Any) -> Any:
-            return types.SimpleNamespace(remote=lambda *arguments: pickle.dumps((function, arguments)))
-
-        return task
-
-    def wait(self, references: list[bytes]) -> Any:
-        self.most = max(self.most, len(references))
-        return references[-1:], references[:-1]
-
-    def get(self, reference: bytes) -> Any:
-        function, arguments = pickle.loads(reference)
-        return function(*arguments)
-
-
 def test_ray_tasks_give_the_same_bits_whatever_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real cluster of two workers is for ``make ray``."""
     import torch
 
-    fake = FakeRay()
-    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
     tensors = layers(*[(20 + i, 30) for i in range(9)])
     save(tmp_path / "model.safetensors", tensors, "bfloat16")
     halves = {name: torch.from_numpy(array).bfloat16() for name, array in tensors.items()}
     for source in (tensors, tmp_path, halves, {"count": np.zeros((3, 3), int), "bias": np.zeros(4), **tensors}):
         assert fit_edges(source, engine="ray", threads=2) == fit_edges(source)
-    assert fake.most == 4

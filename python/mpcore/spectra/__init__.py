@@ -2,7 +2,6 @@
 
 from mpcore.spectra.batch import SpectraReport as SpectraReport
 from mpcore.spectra.batch import fit_edges as fit_edges
-from mpcore.spectra.batch import fit_one as fit_one
 from mpcore.spectra.diagnose import Diagnostics as Diagnostics
 from mpcore.spectra.diagnose import diagnose as diagnose
 from mpcore.spectra.edgefit import EdgeFit as EdgeFit

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mpcore.checkpoint import Weights, open_weights
+from mpcore.engine import run_jobs
 from mpcore.records import ConvergenceError, Record, to_numpy
 from mpcore.serialise import to_cells
 from mpcore.spectra.edgefit import EdgeFit
@@ -100,19 +99,20 @@ def fit_edges(
         >>> list(report), report.skipped
         (['a'], {'bias': '1 dimension: only matrices and 4-dimensional convolutions are fitted'})
     """
-    if engine not in (None, "ray"):
-        raise ValueError(f"engine: {engine!r} is not None or 'ray'")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads: {threads} is not at least 1")
     fit_edge(np.eye(2), **options)  # so that a wrong option is an error, not a reason to skip every matrix
     arrays, shapes = _open(source)
     largest_first = sorted(shapes, key=lambda name: -math.prod(shapes[name]))
-    run = partial(_on_ray, address) if engine == "ray" else _in_threads
+    if engine == "ray":
+        fit: Callable[[Any], Outcome] = partial(_fit, options={"threads": 1, **options})
+        jobs: Iterable[Any] = (_read(arrays, name, _portable) for name in largest_first)
+    else:
+        cores = max(1, (threads or os.cpu_count() or 1) // max(1, len(shapes)))
+        fit, jobs = lambda name: _fit(_read(arrays, name), {"threads": cores, **options}), largest_first
     outcomes: dict[str, Outcome] = {}
     with _reporter(progress, len(shapes)) as report:
-        for name, outcome in run(arrays, largest_first, options, threads or os.cpu_count() or 1):
-            outcomes[name] = outcome
-            report(name)
+        for index, outcome in run_jobs(fit, jobs, engine=engine, address=address, threads=threads):
+            outcomes[largest_first[index]] = outcome
+            report(largest_first[index])
     found = {name: outcomes[name] for name in shapes}
     return SpectraReport(
         layers={name: fit for name, fit in found.items() if isinstance(fit, EdgeFit)},
@@ -120,13 +120,12 @@ def fit_edges(
     )
 
 
-def fit_one(name: str, array: Any, options: Mapping[str, Any]) -> Outcome:
-    """The fit of one array on one core, or in words why it has none. A pure function, for any executor."""
-    if (why := _unfit(array)) is not None:
-        return why
-    matrix = array.reshape(array.shape[0], -1) if len(array.shape) == 4 else array
+def _fit(array: Any, options: Mapping[str, Any]) -> Outcome:
+    """The fit of what :func:`_read` gave, or in words why it has none."""
+    if isinstance(array, str):
+        return array
     try:
-        return fit_edge(matrix, **{"threads": 1, **options})
+        return fit_edge(array.reshape(array.shape[0], -1) if len(array.shape) == 4 else array, **options)
     except (ValueError, TypeError, ConvergenceError) as error:
         return str(error)
 
@@ -142,19 +141,13 @@ def _unfit(array: Any) -> str | None:
     return f"{dimensions} dimension{plural}: only matrices and 4-dimensional convolutions are fitted"
 
 
-def _read(name: str, arrays: Mapping[str, Any], convert: Callable[[Any], Any] | None = None) -> tuple[Any, str | None]:
+def _read(arrays: Mapping[str, Any], name: str, convert: Callable[[Any], Any] | None = None) -> Any:
     """One array, or in words why it cannot be read; a file that is gone is an error."""
     try:
         array = arrays[name]
-        why = _unfit(array)
-        return (array if why or convert is None else convert(array)), why
+        return _unfit(array) or (array if convert is None else convert(array))
     except (ValueError, TypeError) as error:
-        return None, str(error)
-
-
-def _read_and_fit(name: str, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Outcome:
-    array, why = _read(name, arrays)
-    return why or fit_one(name, array, options)
+        return str(error)
 
 
 def _open(source: Any) -> tuple[Mapping[str, Any], dict[str, tuple[int, ...]]]:
@@ -170,54 +163,6 @@ def _open(source: Any) -> tuple[Mapping[str, Any], dict[str, tuple[int, ...]]]:
         wanted = "a mapping, a safetensors path or a module with named_modules"
         raise TypeError(f"source: {type(source).__name__} is not {wanted}")
     return source, {name: tuple(getattr(array, "shape", ())) for name, array in source.items()}
-
-
-def _in_threads(
-    arrays: Mapping[str, Any], names: list[str], options: Mapping[str, Any], threads: int
-) -> Iterator[tuple[str, Outcome]]:
-    """Fits as they are done; at most ``threads`` arrays are in memory. Ctrl-C waits for the fits that have begun."""
-    options = {"threads": max(1, threads // max(1, len(names))), **options}
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = iter(names)
-        running: dict[Future[Outcome], str] = {}
-        while True:
-            for name in waiting:
-                running[pool.submit(_read_and_fit, name, arrays, options)] = name
-                if len(running) >= threads:
-                    break
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
-
-
-def _on_ray(
-    address: str | None, arrays: Mapping[str, Any], names: list[str], options: Mapping[str, Any], threads: int
-) -> Iterator[tuple[str, Outcome]]:
-    """The same as ray tasks of one core; in flight are ``threads`` or twice the cluster's cores, whichever is more."""
-    try:
-        ray: Any = import_module("ray")
-    except ImportError:
-        raise ImportError("engine='ray' needs ray: pip install mpcore[scale]") from None
-    if not ray.is_initialized():
-        ray.init(address=address, log_to_driver=False)
-    task = ray.remote(num_cpus=1, max_retries=3)(fit_one)
-    waiting = iter(names)
-    running: dict[Any, str] = {}
-    limit = max(threads, 2 * int(ray.cluster_resources().get("CPU", 1)))
-    while True:
-        for name in waiting:
-            array, why = _read(name, arrays, _portable)
-            if why is not None:
-                yield name, why
-                continue
-            running[task.remote(name, array, dict(options))] = name
-            if len(running) >= limit:
-                break
-        if not running:
-            return
-        for reference in ray.wait(list(running))[0]:
-            yield running.pop(reference), ray.get(reference)
 
 
 def _portable(array: Any) -> Any:

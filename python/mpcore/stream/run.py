@@ -126,19 +126,12 @@ def _run(
     found = {job.source: shard for job in jobs if (shard := _finished(job, out)) is not None}
     for source in found:
         advance(source.name)
-    left = [job for job in jobs if job.source not in found]
+    left = sorted((job for job in jobs if job.source not in found), key=lambda job: -job.size)
     stop = threading.Event()
-    made = run_jobs(
-        prune_shard if engine else partial(prune_shard, stop=stop),
-        left,
-        engine=engine,
-        address=address,
-        threads=threads,
-        size=lambda job: job.size,
-        progress=lambda done, total: advance(f"{done} of {total}"),
-        stop=stop,
-    )
-    found |= {job.source: shard for job, shard in zip(left, made, strict=True)}
+    prune = prune_shard if engine else partial(prune_shard, stop=stop)
+    for index, shard in run_jobs(prune, left, engine=engine, address=address, threads=threads, stop=stop):
+        found[left[index].source] = shard
+        advance(left[index].source.name)
     return [found[job.source] for job in jobs]
 
 
