@@ -19,6 +19,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,11 @@ from mpcore.budget import layer_weights
 from mpcore.models.apply import Matrix, layer_of
 from mpcore.models.batches import digest, forward, place, split
 from mpcore.models.export import state_sha256
-from mpcore.models.hybridstate import HybridState
 from mpcore.models.restore import Priority, reallocate
+from mpcore.models.statefile import part, read_state, write_state
 from mpcore.records import LayerInfo
+
+STATE = Path("progress") / "hybrid.safetensors"
 
 
 @dataclass(frozen=True)
@@ -130,11 +133,13 @@ def hybrid(
     if not layers or not len(train):
         raise ValueError(f"hybrid: {len(layers)} layers and {len(train)} batches, wanted at least one of each")
     state = _State(model, [layer.name for layer in layers], train, settings)
-    on_disk = HybridState(folder, _identity(model, state.names, sigma_plus, train, settings))
-    position = on_disk.load(model, state.kept, state.value) if resume else None
+    identity = _identity(model, state.names, sigma_plus, train, settings)
+    path = None if folder is None else Path(folder) / STATE
     cycles = []
-    if position is not None:
+    if resume and path is not None and (found := read_state(path, "schedule", identity)) is not None:
+        position, tensors = found
         state.seen, cycles = position["seen"], [Cycle(**cycle) for cycle in position["cycles"]]
+        state.put_back(tensors)
     plan = settings.cycles()
     total = max(sum(kind == "ser" for kind, _ in plan), 1)
     for number, (kind, sparsity) in enumerate(plan[len(cycles) :], start=len(cycles)):
@@ -147,8 +152,9 @@ def hybrid(
             done = number - (len(plan) - total)
             state.train_kept(settings.recovery_lr, settings.recovery_epochs * (1 + done / max(total - 1, 1)))
         cycles.append(Cycle(kind, state.sparsity(), restored, state.seen - seen))
-        told = [vars(cycle) for cycle in cycles]
-        on_disk.save(model, state.kept, state.value, {"seen": state.seen, "cycles": told})
+        if path is not None:
+            position = {"seen": state.seen, "cycles": [vars(cycle) for cycle in cycles]}
+            write_state(path, identity, position, state.tensors())
         progress(cycles[-1])
     return state.kept, cycles
 
@@ -181,6 +187,19 @@ class _State:
         self.kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in self.weights.items()}
         self.value = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.seen = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, masks and values, for a state file."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"kept.{name}": mask for name, mask in self.kept.items()}
+        return tensors | {f"value.{name}": tensor for name, tensor in self.value.items()}
+
+    def put_back(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what :meth:`tensors` gave."""
+        self.model.load_state_dict(part(tensors, "model."))
+        for prefix, places in (("kept.", self.kept), ("value.", self.value)):
+            for name, tensor in part(tensors, prefix).items():
+                places[name].copy_(tensor)
 
     def sparsity(self) -> float:
         return 1 - sum(int(m.sum()) for m in self.kept.values()) / sum(m.numel() for m in self.kept.values())
