@@ -17,9 +17,9 @@ from mpcore.models.apply import Matrix
 from mpcore.models.calibrate import CalibrationStats
 from mpcore.models.certificate import LogitTrail
 from mpcore.models.recipe import Recipe
-from mpcore.models.sequence import Pruned, Walk
+from mpcore.models.sequence import Walk
 from mpcore.models.solve import Problem, solve
-from mpcore.records import LayerInfo, Pattern, PlannedLayer
+from mpcore.records import LayerInfo, Pattern
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,7 @@ def measure_sensitivities(
         solved = {candidate: solve(problem, candidate, one_by_one) for candidate in options}
         reference = solved[references[name]]
         before = copy.deepcopy(pruned.state_dict())
-        shift = None
-        if correctable:
-            shift = (problem.weight - reference.weight).astype(np.float64) @ moments.pruned.mean
-        plan = PlannedLayer(name, references[name], info[name].shape, 0, 1.0, reference.error, reference.error)
-        walk.apply(name, Pruned(plan, reference.weight, reference.mask, shift))
+        walk.apply(name, reference.weight, moments.shift(problem.weight, reference.weight) if correctable else None)
         logits = trail.logits(pruned)
         pruned.load_state_dict(before)
         errors = {candidate: solution.error for candidate, solution in solved.items()}

@@ -53,6 +53,10 @@ class CrossMoments:
     dense_mean: Matrix
     cross: Matrix
 
+    def shift(self, dense: Matrix, weight: Matrix) -> Matrix:
+        """What is to be added to W' z so that its mean is that of W x."""
+        return dense.astype(np.float64) @ self.dense_mean - weight.astype(np.float64) @ self.pruned.mean
+
 
 class Walk:
     """Walks both paths from layer to layer; see :func:`prune_layers`. With ``whole``, every pass is a whole one."""
@@ -126,24 +130,18 @@ class Walk:
     def prune(self, name: str) -> Pruned:
         """Solve one layer; the model is not changed."""
         problem, moments, correctable = self.problem(name)
-        module, weight = layer_of(self.pruned, name), problem.weight
         solution = solve(problem, self.patterns[name], self.recipe)
-        shift = None
-        if correctable:
-            shift = (
-                weight.astype(np.float64) @ moments.dense_mean
-                - solution.weight.astype(np.float64) @ moments.pruned.mean
-            )
-        plan = _plan(name, self.patterns[name], tuple(module.weight.shape), solution)
+        shift = moments.shift(problem.weight, solution.weight) if correctable else None
+        plan = _plan(name, self.patterns[name], tuple(layer_of(self.pruned, name).weight.shape), solution)
         return Pruned(plan, solution.weight, solution.mask, shift)
 
-    def apply(self, name: str, result: Pruned) -> None:
-        """Write a solved layer into the pruned model."""
+    def apply(self, name: str, weight: Matrix, shift: Matrix | None) -> None:
+        """Write a layer's new matrix and the shift of its mean output (None: no place for it) into the pruned model."""
         module = layer_of(self.pruned, name)
-        set_weight(module, result.weight)
-        if result.shift is not None:
+        set_weight(module, weight)
+        if shift is not None:
             norm = self.stats.norms.get(name)
-            shift_output(module, self.pruned.get_submodule(norm) if norm else None, result.shift)
+            shift_output(module, self.pruned.get_submodule(norm) if norm else None, shift)
 
     def _moments(self, name: str) -> CrossMoments:
         """Stream the rows of one layer through both paths, or through the one that stands for both."""
@@ -228,7 +226,7 @@ def prune_layers(
         result = stored(name)
         if result is None:
             result = walk.prune(name)
-        walk.apply(name, result)
+        walk.apply(name, result.weight, result.shift)
         results[name] = result
         finished(name, result)
     return results
