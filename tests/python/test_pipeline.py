@@ -196,7 +196,7 @@ def test_inputs_that_hardly_vary_can_be_compensated_for(sequence):
     run = mpcore.prune(net, recipe, calibration=[inputs], progress=False)
     with torch.no_grad():
         before = net(inputs)
-        assert (run.model(inputs) - before).abs().max() < (before - before.mean(0)).abs().max()
+        assert (run.model(inputs) - before).abs().max() < 0.1 * (before - before.mean(0)).abs().max()
 
 
 def test_a_model_that_draws_at_random_in_evaluation_mode_cannot_be_certified():

@@ -27,8 +27,8 @@ from mpcore.models.segments import Chain, Path, Unsound
 from mpcore.models.solve import Problem, Solution, solve
 from mpcore.records import Pattern, PlannedLayer
 
-ROUNDING = 4 * float(np.finfo(np.float32).eps)
-"""Relative error of a mean of float32 squares."""
+ROUNDING = (64 * float(np.finfo(np.float32).eps)) ** 2
+"""Share of an input's mean square below which its variance is rounding noise of float32 activations."""
 AHEAD = 1 << 30
 """Most bytes of inputs of one block's layers that are kept so that the dense block runs once, not once per layer."""
 SLACK = 1e-2
@@ -186,7 +186,7 @@ def _problem(weight: Matrix, moments: CrossMoments, damping: float, *, centred: 
     if centred:
         gram = gram - np.outer(moments.pruned.mean, moments.pruned.mean)
         cross = cross - np.outer(moments.dense_mean, moments.pruned.mean)
-        # The variance of an input that hardly varies is rounding noise of float32 sums, and may be negative.
+        # What varies by no more than its rounding is a constant.
         constant = np.diagonal(gram) <= ROUNDING * moments.pruned.square
         gram[constant], gram[:, constant], cross[:, constant] = 0.0, 0.0, 0.0
     target = weight
