@@ -16,5 +16,15 @@ settings.load_profile(os.environ.get("MPCORE_TESTS", "fast"))
 # The networks of the tests are tiny; on two cores more threads only wait for one another.
 torch.set_num_threads(1)
 
+
+def pytest_runtest_setup() -> None:
+    """What a test draws from torch's generator does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
+# A job of GitHub's, or a setting of the shell, has Typer and rich paint help and errors as on a terminal.
+for name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
+    os.environ.pop(name, None)
+
 # A job in the background of a shell inherits an ignored SIGINT; the tests of Ctrl-C need it heard, in children too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,12 +1,28 @@
-"""Stand-ins for packages that the suite does not start."""
+"""Stand-ins: a Ray cluster, somebody who presses Ctrl-C."""
 
 from __future__ import annotations
 
+import _thread
 import pickle
+import threading
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mpcore.engine import RETRIES
+
+
+@contextmanager
+def ctrl_c(seconds: float) -> Iterator[None]:
+    """Interrupt what runs inside after so long, and nothing that comes after it."""
+    signal = threading.Timer(seconds, _thread.interrupt_main)
+    signal.start()
+    try:
+        yield
+    finally:
+        signal.cancel()
+        signal.join()
 
 
 class FakeRay(types.ModuleType):
