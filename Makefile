@@ -36,16 +36,17 @@ test: build  ## all tests, Rust and Python
 	cargo test --release --workspace --quiet
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
+# One profile for everything that cargo checks: macros and build scripts are compiled once, for `build`.
 lint: build  ## formatting, lints, types
 	cargo fmt --check
-	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	cargo clippy --release --workspace --all-targets --quiet -- -D warnings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest --allowlist tests/stubtest.allow mpcore._native
 
 docs: build  ## Rust documentation with warnings as errors, Python docstring examples
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --quiet
 	$(BIN)/python -m pytest --doctest-modules python/mpcore
 	$(BIN)/mkdocs build --quiet
 

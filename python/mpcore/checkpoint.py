@@ -240,9 +240,9 @@ def _little_endian(array: Array) -> Array:
 
 
 def _checkpoint_in(folder: Path) -> Path:
-    indices = sorted(folder.glob(f"*{_INDEX}"))
     files = sorted(folder.glob("*.safetensors"))
-    for found in (indices, [file for file in files if file.name == "model.safetensors"], files):
+    whole = [file for file in files if file.name == "model.safetensors"]
+    for found in (whole, sorted(folder.glob(f"*{_INDEX}")), files):
         if len(found) == 1:
             return found[0]
         if found:

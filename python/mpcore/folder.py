@@ -31,6 +31,8 @@ _BATCHES = "batches differ in inputs, labels, order or size (is the DataLoader s
 _MEANS = {
     "model_sha256": "the model's weights differ; ",
     "architecture_sha256": "the model's modules, their settings or their buffers differ; ",
+    "checkpoint_sha256": "the checkpoint's files differ in names, shapes or sizes; ",
+    "statistics_sha256": "the statistics differ; ",
     "calibration_sha256": f"the calibration {_BATCHES}",
     "evaluation_sha256": f"the evaluation {_BATCHES}",
 }
@@ -70,7 +72,10 @@ class RunFolder:
 
     def forsake(self) -> None:
         """Leave no trace of a run that was refused before its first file, so that another may have the folder."""
-        if {entry.name for entry in self.path.iterdir()} <= {RUN, LOCK}:
+        folders = [entry for entry in self.path.rglob("*") if entry.is_dir()]
+        if {entry.name for entry in self.path.rglob("*") if entry not in folders} <= {RUN, LOCK}:
+            for folder in sorted(folders, reverse=True):
+                folder.rmdir()
             (self.path / RUN).unlink(missing_ok=True)
             self.release()
             if self._new:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mpcore.certify import (
     accuracy_interval,
     ce_bound,
+    data_path_budget,
     elastic_net_margin,
     margin_stable,
     mp_edge_effect,
@@ -80,3 +81,18 @@ def test_infinite_constants_certify_nothing_and_dead_inputs_nothing_lost():
     assert elastic_net_margin(np.ones((1, 2)), math.inf, lambda2=1.0) == -math.inf
     assert elastic_net_margin(np.ones((1, 2)), math.inf, lambda2=1.0, theta=1.0) == 0.0
     assert restoration_gain(np.ones((1, 2)), math.inf, math.inf, lambda2=1.0) == -math.inf
+
+
+@given(
+    st.lists(st.sampled_from([1.0, 3.0, 1e8, 1e16, 1e-8]), min_size=1, max_size=6),
+    st.lists(st.sampled_from([1.0, -1.0, 7.0, 1e-300, 1e200]), min_size=6, max_size=6),
+    st.randoms(use_true_random=False),
+)
+def test_terms_that_cancel_are_not_taken_for_nothing(entries, inputs, random):
+    row, v = [*entries, *(-entry for entry in entries)], (inputs * 2)[: len(entries)] * 2
+    places = random.sample(range(len(row)), len(row))
+    row, v = [row[place] for place in places], [v[place] for place in places]
+    row[0] += 1.0
+    exact = abs(sum(Fraction(r) * Fraction(x) for r, x in zip(row, v, strict=True)))
+    found = data_path_budget(np.array([row]), np.array([v]), 1.0)
+    assert Fraction(found) / 2 >= exact

@@ -309,3 +309,11 @@ def test_hashes_tell_dtype_shape_and_content_apart() -> None:
     arrays = [np.zeros(4, np.float32), np.zeros((2, 2), np.float32), np.zeros(4, np.int32), np.zeros(2), np.ones(2)]
     assert len({sha256_arrays([array]) for array in arrays}) == len(arrays)
     assert sha256_arrays(arrays) == sha256_arrays([np.asfortranarray(array) for array in arrays])
+
+
+def test_in_a_folder_with_an_index_too_the_whole_file_is_meant(tmp_path: Path) -> None:
+    for name, value in (("model", 1.0), ("old", 2.0)):
+        save_tensors(tmp_path / f"{name}.safetensors", {"up.weight": np.full((2, 4), value)})
+    places = {"metadata": {}, "weight_map": {"up.weight": "old.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(places))
+    assert open_weights(tmp_path)["up.weight"][0, 0] == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +264,46 @@ def test_a_glob_of_skip_that_matches_nothing_and_a_bare_string_are_refused(tmp_p
     with pytest.raises(TypeError, match=r"skip: '\*up' is a string, wanted a sequence of globs: \('\*up',\)"):
         mpcore.prune_checkpoint(source, "2:4", out=out, skip="*up", progress=False)
     assert not out.exists()
+
+
+def test_a_finished_run_of_other_weights_is_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for expected in (None, "holds the run of another checkpoint"):
+        save_tensors(tmp_path / "model.safetensors", {"up.weight": rng.standard_normal((4, 8)).astype("f4")})
+        for _ in range(2 if expected is None else 1):
+            with nullcontext() if expected is None else pytest.raises(ValueError, match=expected):
+                mpcore.prune_checkpoint(tmp_path, "2:4", out=tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("f2", 1e-7), ("f4", 1e-44), ("f4", 1e37), ("f8", 1e-320), ("f8", 1e307)])
+def test_shares_and_errors_do_not_depend_on_the_scale_of_the_weights(tmp_path: Path, dtype: str, size: float) -> None:
+    weight = np.random.default_rng(0).integers(1, 9, (4, 8)).astype(dtype)
+    scaled = weight * np.asarray(size, dtype)
+    layers = []
+    for name, values in (("plain", scaled / np.abs(scaled).max()), ("scaled", scaled)):
+        save_tensors(tmp_path / f"{name}.safetensors", {"up.weight": values.astype(dtype)})
+        run = mpcore.prune_checkpoint(tmp_path / f"{name}.safetensors", "2:4", out=tmp_path / name, progress=False)
+        layers.append(MaskPlan.read(run / "plan.json").layers[0])
+    plain, moved = layers
+    assert 0 < moved.relative_error < 1
+    assert moved.relative_error == pytest.approx(plain.relative_error, rel=1e-2)
+    assert moved.kept_score == pytest.approx(plain.kept_score, rel=1e-2)
+
+
+def test_a_call_that_was_refused_leaves_the_folder_to_the_corrected_one(tmp_path: Path) -> None:
+    weights = {"up.weight": np.ones((4, 8), "f4"), "down.weight": np.full((4, 8), np.nan, "f4")}
+    save_tensors(tmp_path / "w.safetensors", weights)
+    for name, length in (("bad", 7), ("good", 8)):
+        moments = {f"{layer}.{part}": np.ones(length) for layer in ("up", "down") for part in ("mean", "square")}
+        save_tensors(tmp_path / f"{name}.safetensors", moments)
+
+    def prune(**how: Any) -> Path:
+        return mpcore.prune_checkpoint(tmp_path / "w.safetensors", "2:4", out=tmp_path / "run", progress=False, **how)
+
+    with pytest.raises(ValueError, match=r"bad\.safetensors: layer down: 'down\.mean' has shape \(7,\)"):
+        prune(score="wanda", statistics=tmp_path / "bad.safetensors")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="layer down"):
+        prune(score="wanda", statistics=tmp_path / "good.safetensors")
+    assert not (tmp_path / "run").exists()
+    assert (prune(skip=["down"]) / "manifest.json").is_file()

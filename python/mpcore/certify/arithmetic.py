@@ -14,6 +14,7 @@ from mpcore.arrays import to_numpy
 Vector = npt.NDArray[np.float64]
 
 SMALLEST_NORMAL = float(np.finfo(np.float64).tiny)
+EPSILON = float(np.finfo(np.float64).eps)
 _NOTHING = -10_000  # below the exponent of every product of two float64
 
 
@@ -108,14 +109,18 @@ def joined(norms: Sequence[tuple[float, int]]) -> float:
 
 
 def largest_products(R: Vector, V: Vector) -> tuple[Vector, npt.NDArray[np.int64]]:
-    """``(m, e)`` with max_i |(R v_s)_i| = m 2^e, (samples,), whatever overflows or underflows in the plain product.
+    """``(m, e)`` with max_i |(R v_s)_i| <= m 2^e, (samples,), whatever overflows or underflows in the plain product.
+
+    m 2^e is the computed maximum plus what rounding can hide, columns * eps * sum_j |R_ij v_j| (Higham 2002, 3.1), so
+    that rows whose terms cancel are not taken for 0.
 
     Args:
         R: (rows, columns), finite.
         V: (samples, columns) or (samples, tokens, columns), finite.
     """
     with np.errstate(all="ignore"):
-        reach: Vector = np.abs(V @ R.T).reshape(len(V), -1).max(axis=1)
+        hidden = R.shape[1] * EPSILON * (np.abs(V) @ np.abs(R).T)
+        reach: Vector = (np.abs(V @ R.T) + hidden).reshape(len(V), -1).max(axis=1)
     exponents = np.zeros(len(V), np.int64)
     # Above 1e-290 what underflowed in a sum is too small to be seen; a NaN is neither.
     again = np.flatnonzero(~((reach > 1e-290) & (reach < math.inf)))
@@ -129,12 +134,14 @@ def largest_products(R: Vector, V: Vector) -> tuple[Vector, npt.NDArray[np.int64
 
 
 def _term_by_term(R: Vector, v: Vector) -> tuple[float, int]:
-    """max_i |(R v)_i| as m 2^e, 0.5 <= m < 1 or 0, every term scaled by the largest of its row."""
+    """The same of one v, 0.5 <= m < 1 or m = 0, every term scaled by the largest of its row."""
     (rows, of_rows), (entries, of_entries) = np.frexp(R), np.frexp(v)
     terms = rows * entries
     exponents = np.where(terms != 0, of_rows + of_entries, _NOTHING)
     highest = exponents.max(axis=1, keepdims=True)
-    mantissa, shift = np.frexp(np.abs(np.ldexp(terms, exponents - highest).sum(axis=1)))
+    terms = np.ldexp(terms, exponents - highest)
+    hidden = R.shape[1] * EPSILON * np.abs(terms).sum(axis=1)
+    mantissa, shift = np.frexp(np.abs(terms.sum(axis=1)) + hidden)
     exponent = np.where(mantissa > 0, shift + highest[:, 0], _NOTHING)
     return max(zip(mantissa.tolist(), exponent.tolist(), strict=True), key=_size)
 

@@ -46,6 +46,8 @@ from mpcore.certify.arithmetic import (
 def propagated_effect(removed: Any, inputs: Any, lipschitz: Any, *, theta: float = 0.0) -> Vector:
     """eta_s(theta) = (1 - theta) L_s max_i |(R v_s)_i|: no logit of sample s moves by more, shape (samples,).
 
+    What the rounding of the products can hide is added, so that this holds where their terms cancel too.
+
     Args:
         removed: R, (rows, columns), zero where weights stay.
         inputs: v_s, (samples, columns), or (samples, tokens, columns): the maximum then runs over tokens (or the

@@ -42,6 +42,29 @@ class StoredMoments:
         return cls(mean, square)
 
 
+class _KeptShare:
+    """Which share of a sum of terms^power a mask keeps, whatever the scale of the terms; they are >= 0."""
+
+    def __init__(self, power: int) -> None:
+        self.power = power
+        self._unit = self._kept = self._whole = 0.0
+
+    def add(self, terms: Array, mask: Mask) -> None:
+        """Take in more of the terms. Sums are in units of the largest so far."""
+        largest = float(terms.max(initial=0.0))
+        if largest > self._unit:
+            smaller = (self._unit / largest) ** self.power
+            self._kept, self._whole, self._unit = self._kept * smaller, self._whole * smaller, largest
+        if self._unit:
+            parts = (terms.astype(np.float64) / self._unit) ** self.power
+            self._whole += float(parts.sum())
+            self._kept += float(parts[mask].sum())
+
+    def share(self) -> float:
+        """Between 0 and 1; 1 of nothing."""
+        return min(1.0, self._kept / self._whole) if self._whole else 1.0
+
+
 class LayerMasker:
     """Masks the rows of one layer in turn and keeps the sums its record needs.
 
@@ -50,9 +73,9 @@ class LayerMasker:
 
     def __init__(self, layer: str, dtype: str, pattern: Pattern, kind: str, moments: StoredMoments | None) -> None:
         self.layer, self.dtype, self.pattern, self.kind, self.moments = layer, dtype, pattern, kind, moments
-        self._weight = None if moments is None else moments.square.astype(np.float32)
+        self._norm = np.float64(1) if moments is None else _up_to_one(np.sqrt(moments.square))
         self._rows = self._kept = 0
-        self._score_kept = self._score = self._energy_kept = self._energy = 0.0
+        self._score, self._energy = _KeptShare(1), _KeptShare(2)
 
     def mask(self, stored: Array) -> Mask:
         """The mask (rows, columns) of the next rows, given as stored.
@@ -67,17 +90,19 @@ class LayerMasker:
             mask = nm_mask(scores, self.pattern)
         except ValueError as error:
             raise ValueError(f"layer {self.layer}, rows from {self._rows}: {error}") from None
-        energy = np.square(values) if self._weight is None else np.square(values) * self._weight
         self._rows += len(stored)
         self._kept += int(np.count_nonzero(mask))
-        self._score += float(scores.sum(dtype=np.float64))
-        self._score_kept += float((scores * mask).sum(dtype=np.float64))
-        self._energy += float(energy.sum(dtype=np.float64))
-        self._energy_kept += float((energy * mask).sum(dtype=np.float64))
+        self._score.add(scores, mask)
+        self._energy.add(np.abs(values) * self._norm, mask)
         return mask
 
     def planned(self, shape: tuple[int, ...]) -> PlannedLayer:
         """The record of the layer once all its rows are masked."""
-        share = self._score_kept / self._score if self._score else 1.0
-        error = max(0.0, 1.0 - self._energy_kept / self._energy) if self._energy else 0.0
-        return PlannedLayer(self.layer, self.pattern, shape, self._kept, min(1.0, share), error, error)
+        error = 1.0 - self._energy.share()
+        return PlannedLayer(self.layer, self.pattern, shape, self._kept, self._score.share(), error, error)
+
+
+def _up_to_one(norms: Array) -> Array:
+    """The same in other units, so that no product with a weight overflows."""
+    largest = norms.max(initial=0.0)
+    return norms / largest if largest else norms

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from mpcore.folder import PROGRESS, RESERVED, RunFolder, check_sealed, hashes, w
 from mpcore.pretrained import companions
 from mpcore.records import Budget, LayerInventory, Manifest, MaskPlan, Pattern, atomic
 from mpcore.stream.inventory import inventory_of
+from mpcore.stream.masking import StoredMoments
 from mpcore.stream.shard import Shard, ShardJob, prune_shard
 
 MASKS = "masks"
@@ -84,21 +85,25 @@ def prune_checkpoint(
     weights, wanted = open_weights(checkpoint), Pattern(pattern)
     inventory = inventory_of(weights, skip=skip)
     budget = _budget(inventory, wanted, weights.path)
+    patterns = {layer.name: layer.pattern for layer in budget.layers if layer.pattern is not None}
+    _check_statistics(weights, patterns, statistics)
     recipe = {"pattern": str(wanted), "score": score, "skip": list(skip)}
     folder = RunFolder(out, {**recipe, **_identity(weights, statistics), "version": __version__})
     try:
         if folder.finished:
-            check_sealed(folder.path)
+            _check_source(weights, check_sealed(folder.path), folder.path)
         else:
-            inventory.write(folder.path / "inventory.json")
-            budget.write(folder.path / "budget.json")
-            patterns = {layer.name: layer.pattern for layer in budget.layers if layer.pattern is not None}
             jobs = _jobs(folder.path, weights, patterns, score, statistics)
             from mpcore.progress import progress_bar
 
             with progress_bar(progress, "prune", len(jobs)) as advance:
                 shards = _run(jobs, folder.path, advance, engine=engine, address=address, threads=threads)
+            inventory.write(folder.path / "inventory.json")
+            budget.write(folder.path / "budget.json")
             _seal(folder, weights, jobs, shards, patterns, recipe)
+    except Exception:
+        folder.forsake()
+        raise
     finally:
         folder.release()
     return folder.path
@@ -111,6 +116,25 @@ def _budget(inventory: LayerInventory, pattern: Pattern, path: Path) -> Budget:
         reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in budget.layers[:3])
         raise ValueError(f"{path}: nothing to prune ({reasons})")
     return budget
+
+
+def _check_statistics(weights: Weights, patterns: Mapping[str, Pattern], path: str | os.PathLike[str] | None) -> None:
+    """A ValueError for statistics that do not fit a layer to prune, before anything is written."""
+    if path is None:
+        return
+    stored = open_weights(path)
+    for layer in patterns:
+        try:
+            StoredMoments.of(stored, layer, weights.shapes()[f"{layer}.weight"][1])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _check_source(weights: Weights, manifest: Manifest, out: Path) -> None:
+    """A ValueError if a finished run began with other weights of the same names and shapes."""
+    for path in weights.files():
+        if sha256(path) != manifest.source["checkpoint"][path.name]:
+            raise ValueError(f"{out}: holds the run of another checkpoint ({path} differs); choose another folder")
 
 
 def _run(
