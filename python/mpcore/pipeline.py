@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import platform
 from collections.abc import Iterable
 from os import PathLike
@@ -149,7 +150,9 @@ class _Stages:
         budget = self.folder.once("budget.json", Budget, lambda: self.budget(fitted, spectra, stats))
         patterns = {layer.name: layer.pattern for layer in budget.layers if layer.pattern is not None}
         if not patterns:
-            reasons = "; ".join(f"{layer.name}: {layer.reason}" for layer in budget.layers[:3])
+            largest = sorted(layers.layers, key=lambda layer: -math.prod(layer.shape))[:3]
+            left = {layer.name: layer.reason for layer in budget.layers}
+            reasons = "; ".join(f"{layer.name}: {left.get(layer.name, layer.reason)}" for layer in largest)
             raise ValueError(f"recipe: leaves nothing to prune ({reasons})")
         groups, refused = self.permute(patterns, stats, trail)
         # Moments were taken before the channels moved; order of the calls and BatchNorms stay.

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 import mpcore
 from mpcore.models.apply import as_matrix, from_matrix
+from mpcore.models.batches import forward
 from mpcore.models.calibrate import calibrate, input_rows
 from mpcore.models.proof import find_segments
 from mpcore.models.segments import Path
@@ -234,9 +235,9 @@ class Answers(nn.Module):
     [
         ("one number", ValueError, r"batch 0 has the shape \(6,\), wanted logits \(samples, classes\); .*stack"),
         ("scalar", ValueError, r"calibration batch 0 has the shape \(\), wanted logits \(samples, classes\)"),
-        ("dict", TypeError, "its output is a dict with the keys 'out', 'aux', wanted a tensor of logits"),
+        ("dict", TypeError, "its output is of type dict with the keys 'out', 'aux', wanted a tensor of logits; wrap"),
         ("list", TypeError, "its output is a list of 2, wanted a tensor of logits; wrap the model so that its forward"),
-        ("empty", TypeError, "its output is a tuple, wanted a tensor of logits"),
+        ("empty", TypeError, "its output is of type tuple, wanted a tensor of logits"),
     ],
 )
 def test_outputs_that_are_no_logits_are_refused_at_once(how, error, message):
@@ -390,3 +391,26 @@ def test_a_bias_of_two_layers_is_no_place_for_the_mean_of_one():
     run = mpcore.prune(net, recipe, calibration=[torch.randn(64, 8)], progress=False)
     assert torch.equal(run.model[0].bias, before)
     assert torch.equal(run.model[2].bias, before)
+
+
+class Wants(nn.Module):
+    """Takes ``samples`` samples and no other number of them; answers with a dictionary."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.samples, self.first, self.head = samples, nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(self.first(x).view(self.samples, 8))}
+
+
+def test_a_model_for_one_number_of_samples_is_refused_in_a_line():
+    with pytest.raises(ValueError, match=r"model: takes batches of 32 samples and none of 2, .* any number"):
+        mpcore.prune(Wants(32), "fast", calibration=[torch.randn(32, 8)], progress=False)
+    with pytest.raises(RuntimeError, match=r"shape '\[-?\d+, 8\]' is invalid"):
+        mpcore.prune(Wants(5), "fast", calibration=[torch.randn(32, 8)], progress=False)
+
+
+def test_a_dictionary_with_logits_is_an_answer():
+    model, inputs = Wants(-1), torch.ones(3, 8)
+    assert torch.equal(forward(model, inputs), model(inputs)["logits"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from nets import TinyConvNet, tiny_vit
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune
 
 import mpcore
 from mpcore.models import plans
@@ -41,8 +41,9 @@ def test_tied_weights_are_left_alone_and_named():
 
 
 def test_layers_inside_multihead_attention_are_left_alone():
-    (layer,) = inventory(nn.MultiheadAttention(8, 2)).layers
-    assert "MultiheadAttention" in layer.reason
+    layers = inventory(nn.MultiheadAttention(8, 2)).layers
+    assert [(layer.name, layer.prunable) for layer in layers] == [("", False), ("out_proj", False)]
+    assert all("MultiheadAttention" in layer.reason for layer in layers)
 
 
 def test_parametrised_weights_are_left_alone():
@@ -164,3 +165,45 @@ def test_weights_on_meta_share_nothing():
     with torch.device("meta"):
         net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
     assert [layer.prunable for layer in inventory(net).layers] == [True, True]
+
+
+class Gated(nn.Module):
+    """A network whose head is defined first, with gates called ``fc`` inside its blocks, and two answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({"kind": nn.Linear(16, 10), "place": nn.Linear(16, 4)})
+        self.blocks = nn.ModuleList(nn.ModuleDict({"up": nn.Linear(16, 16), "fc": nn.Linear(16, 16)}) for _ in range(2))
+
+
+def heads(model: nn.Module) -> list[str]:
+    return [layer.name for layer in inventory(model).layers if layer.role == "head"]
+
+
+def test_what_is_called_a_head_is_one_only_if_no_other_takes_its_outputs():
+    stack = [nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 10)]
+    assert heads(nn.ModuleDict({"features": nn.Linear(8, 24), "classifier": nn.Sequential(*stack)})) == ["classifier.4"]
+    assert heads(Gated()) == ["heads.kind", "heads.place"]
+    convolutions = nn.Sequential(nn.Conv2d(8, 16, 3, groups=4), nn.Conv2d(16, 32, 1))
+    assert heads(nn.ModuleDict({"head": convolutions, "fc": nn.Linear(32, 5)})) == ["fc"]
+
+
+def test_layers_of_other_kinds_are_listed_with_the_reason():
+    model = nn.ModuleDict({"conv": nn.Conv3d(4, 8, 3), "rnn": nn.LSTM(8, 6), "fc": nn.Linear(6, 2)})
+    found = inventory(model)
+    assert [(layer.name, layer.kind, layer.prunable) for layer in found.layers[:2]] == [
+        ("conv", "conv3d", False),
+        ("rnn", "lstm", False),
+    ]
+    assert found["conv"].reason == "a Conv3d: only the weights of Linear and Conv2d are pruned"
+    answer = parametrizations.spectral_norm(nn.Linear(48, 2))
+    net = nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Flatten(), answer)
+    with pytest.raises(ValueError, match=r"nothing to prune \(0: a Conv1d: only .*; 3: its weight"):
+        mpcore.prune(net, "magnitude", calibration=[torch.randn(8, 4, 8)], progress=False)
+
+
+def test_a_torchscript_module_is_refused():
+    with pytest.warns(FutureWarning):
+        script = torch.jit.trace(nn.Linear(4, 2), torch.ones(1, 4))
+    with pytest.raises(TypeError, match="model: a TorchScript module; pass the Python module it was made from"):
+        inventory(script)

@@ -65,7 +65,7 @@ def place(inputs: Any, like: nn.Module, dtype: torch.dtype | None = None) -> Any
 
 
 def forward(model: nn.Module, inputs: Any) -> Tensor:
-    """The logits (n, classes) of ``model``; ``.logits`` of a Hugging Face output, the first entry of a tuple.
+    """The logits (n, classes) of ``model``; ``.logits`` or ``["logits"]`` of its output, the first entry of a tuple.
 
     Raises:
         TypeError: for anything else, and for a list of several: as a rule feature maps, of which the first says nothing
@@ -73,6 +73,8 @@ def forward(model: nn.Module, inputs: Any) -> Tensor:
     """
     output = call(model, inputs)
     output = getattr(output, "logits", output)
+    if isinstance(output, Mapping):
+        output = output.get("logits", output)
     if isinstance(output, list) and len(output) > 1:
         raise TypeError(
             f"model: its output is a list of {len(output)}, wanted a tensor of logits; wrap the model so that its "
@@ -82,7 +84,10 @@ def forward(model: nn.Module, inputs: Any) -> Tensor:
         output = output[0]
     if not isinstance(output, Tensor):
         keys = f" with the keys {', '.join(map(repr, output))}" if isinstance(output, Mapping) else ""
-        raise TypeError(f"model: its output is a {type(output).__name__}{keys}, wanted a tensor of logits")
+        raise TypeError(
+            f"model: its output is of type {type(output).__name__}{keys}, wanted a tensor of logits; wrap the model so "
+            "that its forward returns one"
+        )
     return output.flatten(1) if output.ndim > 2 else output
 
 

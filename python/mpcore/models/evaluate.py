@@ -107,6 +107,8 @@ def check_module(model: object, name: str) -> None:
         TypeError: that says what to pass.
         ValueError: for a lazy module that has not seen a batch.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"{name}: a TorchScript module; pass the Python module it was made from")
     if isinstance(model, nn.Module):
         for key, value in model.named_parameters():
             if isinstance(value, nn.UninitializedParameter):
@@ -225,9 +227,17 @@ def check_labels(model: nn.Module, **data: Sequence[Any]) -> None:
     numbers.
     """
     name, batches = next(iter(data.items()))
+    inputs = split(batches[0])[0]
     with keep_modes(model), torch.no_grad():
-        sample = place(first(split(batches[0])[0], 2), model)
-        classes = check_logits(forward(model.eval(), sample), f"{name} batch 0").shape[1]
+        try:
+            logits = forward(model.eval(), place(first(inputs, 2), model))
+        except (RuntimeError, AssertionError, ValueError):
+            logits = forward(model, place(inputs, model))  # what is wrong with the model or the inputs is said here
+            raise ValueError(
+                f"model: takes batches of {len(logits)} samples and none of 2, but has to be run on parts of a batch "
+                "too; make it take any number of samples"
+            ) from None
+    classes = check_logits(logits, f"{name} batch 0").shape[1]
     for name, found in data.items():
         for index, batch in enumerate(found):
             targets = split(batch)[1]

@@ -207,7 +207,8 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Any] = model.state_dict()
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise ValueError(f"state dict: {name!r} is a {type(value).__name__}, only tensors can be stored")
+            kind = type(value).__name__
+            raise ValueError(f"state dict: {name!r} is a {kind}, only tensors can be stored; prune before quantising")
     return state
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,14 +17,20 @@ from mpcore.models.evaluate import check_module
 from mpcore.records import LayerInfo, LayerInventory
 from mpcore.roles import HEADS, check_skip
 
+OTHERS = (
+    nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear,
+    nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase,
+)  # fmt: skip
+"""Layers with matrices of weights that are listed, and why they are left alone."""
+
 
 def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[str] = ()) -> LayerInventory:
     """List every Linear and Conv2d of ``model`` in the order of ``named_modules()``.
 
     Depthwise and grouped convolutions, classifier heads, layers with shared or parametrised weights, layers that
     nn.MultiheadAttention reads without calling them and layers that match a glob of ``skip`` are left alone;
-    ``reason`` says which it is, and names the Conv1D of GPT-2, a linear layer of another class. Whether the columns fit
-    a pattern is the budget's business.
+    ``reason`` says which it is. Other layers with a matrix of weights (Conv1d, Conv3d, recurrent ones, the Conv1D of
+    GPT-2, ...) are listed as not prunable. Whether the columns fit a pattern is the budget's business.
 
     Args:
         model: left untouched.
@@ -39,27 +45,29 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[s
     tied = shared(model, "weight")
     permutable = {name for group in plans.find(model) for name in group.consumers}
     modules = dict(model.named_modules())
+    matched = {name: module for name, module in modules.items() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    heads = _heads(matched)
     layers = []
     for name, module in modules.items():
-        if _is_conv1d(module):
-            layers.append(_conv1d(name, module))
-        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        if name not in matched:
+            layers += _other_kind(name, module)
             continue
         parent = modules.get(name.rpartition(".")[0])
-        reason = _why_not(name, module, parent, tied, skip, named)
+        role = "head" if name in heads else _role(name, module)
+        reason = _why_not(name, module, role, parent, tied, skip, named)
         layers.append(
             LayerInfo(
                 name=name,
                 kind="linear" if isinstance(module, nn.Linear) else "conv2d",
                 shape=_shape(module),
-                role=_role(name, module),
+                role=role,
                 prunable=not reason,
                 permutable=not reason and name in permutable,
                 reason=reason,
                 groups=getattr(module, "groups", 1),
             )
         )
-    if not layers:
+    if not matched:
         raise ValueError(f"model: {type(model).__name__} has no Linear and no Conv2d")
     check_skip(skip, [layer.name for layer in layers])
     return LayerInventory(tuple(layers), sum(parameter.numel() for parameter in model.parameters()))
@@ -94,16 +102,20 @@ def _remedy(module: nn.Module) -> str:
     return ""
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    """Whether it is the Conv1D of transformers, which GPT-2 is made of: a linear layer whose weight is (in, out)."""
-    weight = module._parameters.get("weight")
-    return type(module).__name__ == "Conv1D" and weight is not None and weight.ndim == 2
-
-
-def _conv1d(name: str, module: nn.Module) -> LayerInfo:
-    shape = tuple(module.get_parameter("weight").T.shape)
-    reason = "a Conv1D, whose weight is (in, out); put an nn.Linear of the transposed weight in its place"
-    return LayerInfo(name, "linear", shape, _role(name, module), prunable=False, permutable=False, reason=reason)
+def _other_kind(name: str, module: nn.Module) -> list[LayerInfo]:
+    """A layer with matrices of weights that is no Linear and no Conv2d: its largest, and why it is left alone."""
+    own: list[Tensor] = [tensor for tensor in module._parameters.values() if tensor is not None and tensor.ndim > 1]
+    kind, reason = type(module).__name__, ""
+    if kind == "Conv1D" and own:  # of transformers, which GPT-2 is made of
+        own = [own[0].T]
+        reason = "a Conv1D, whose weight is (in, out); put an nn.Linear of the transposed weight in its place"
+    elif isinstance(module, OTHERS) and own:
+        reason = f"a {kind}: only the weights of Linear and Conv2d are pruned"
+    if not reason:
+        return []
+    shape = tuple(max(own, key=Tensor.numel).shape)
+    role = _role(name, module)
+    return [LayerInfo(name, kind.lower(), shape, role, prunable=False, permutable=False, reason=reason)]
 
 
 def _shape(module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
@@ -116,9 +128,32 @@ def _shape(module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
     return module.out_channels, module.in_channels // module.groups, *module.kernel_size
 
 
+def _heads(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> set[str]:
+    """The layers that give the answer of the network, among those that are called a head.
+
+    A name alone does not make one: no later head takes its outputs, as in the classifiers of VGG, and where the part of
+    the name lies deeper than in others, as in the gates ``attn.fc`` of VoVNet, it has as many outputs as the last of
+    those.
+    """
+    depth = {
+        name: next(k for k, part in enumerate(name.split(".")) if part in HEADS) for name in layers if _called(name)
+    }
+    named, top = list(depth), min(depth.values(), default=0)
+    outputs = {name: _shape(layers[name])[0] for name in named}
+    inputs = {name: _shape(layers[name])[1] * getattr(layers[name], "groups", 1) for name in named}
+    last = next((outputs[name] for name in reversed(named) if depth[name] == top), 0)
+    return {
+        name
+        for k, name in enumerate(named)
+        if (depth[name] == top or outputs[name] == last) and outputs[name] not in map(inputs.get, named[k + 1 :])
+    }
+
+
+def _called(name: str) -> bool:
+    return not HEADS.isdisjoint(name.split("."))
+
+
 def _role(name: str, module: nn.Module) -> str:
-    if not HEADS.isdisjoint(name.split(".")):
-        return "head"
     if isinstance(module, nn.Conv2d):
         if module.groups > 1:
             return "depthwise" if module.groups == module.in_channels else "grouped"
@@ -133,13 +168,13 @@ def _role(name: str, module: nn.Module) -> str:
 def _why_not(
     name: str,
     module: nn.Linear | nn.Conv2d,
+    role: str,
     parent: nn.Module | None,
     tied: dict[str, str],
     skip: Sequence[str],
     named: Collection[str],
 ) -> str:
     """Why a layer is left alone, in words; empty if it is not."""
-    role = _role(name, module)
     if glob := next((glob for glob in skip if fnmatchcase(name, glob)), None):
         return f"matches skip = {glob!r}"
     if role == "head" and name not in named:

@@ -161,7 +161,8 @@ class Recipe:
     def named(cls, name: str) -> Recipe:
         """One of the recipes in the package (``Recipe.names()``)."""
         if name not in cls.names():
-            raise ValueError(f"recipe {name!r} is not in the package; it has {', '.join(cls.names())}")
+            hint = f"; a pattern is given as Recipe(pattern={name!r})" if ":" in name else ""
+            raise ValueError(f"recipe {name!r} is not in the package; it has {', '.join(cls.names())}{hint}")
         text = (resources.files("mpcore.models") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
         return cls.from_dict(tomllib.loads(text), name)
 
