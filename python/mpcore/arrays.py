@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+MOST = 2**64 - 1
+"""The largest count or seed that the native routines hold."""
+
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _WANTED = "float16, bfloat16, float32 or float64"
 
@@ -77,12 +80,34 @@ def to_bool(value: Any, name: str, *, shape: tuple[int, ...] | None = None) -> n
     return array
 
 
-def to_count(value: Any, name: str, *, least: int = 0) -> int:
-    """An integer of at least ``least``, from Python or numpy.
+def to_count(value: Any, name: str, *, least: int = 0, most: int = MOST) -> int:
+    """An integer from ``least`` to ``most``, from Python or numpy.
 
     Raises:
         ValueError: for anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name}: {value!r} is not an integer >= {least}")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        limited = most < MOST or (isinstance(value, int) and value > most)
+        wanted = f"between {least} and {most}" if limited else f">= {least}"
+        raise ValueError(f"{name}: {value!r} is not an integer {wanted}")
     return int(value)
+
+
+def to_real(value: Any, name: str) -> float:
+    """A number, from Python or numpy.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: {value!r} is not a number")
+    return float(value)
+
+
+def to_threads(value: Any) -> int | None:
+    """A number of threads, 1 to 1024, or None for all cores.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    return None if value is None else to_count(value, "threads", least=1, most=1024)

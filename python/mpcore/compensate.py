@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcore import _native
-from mpcore.arrays import to_bool, to_count, to_numpy
+from mpcore.arrays import to_bool, to_count, to_numpy, to_threads
 from mpcore.pattern import Pattern
 
 Matrix = npt.NDArray[np.float64]
@@ -68,7 +68,7 @@ def admm(
     """
     keep, group = _pattern(pattern)
     weight, moments = _layer(W, gram)
-    return _native.admm(weight, moments, keep, group, float(damping), to_count(steps, "steps"), _threads(threads))
+    return _native.admm(weight, moments, keep, group, float(damping), to_count(steps, "steps"), to_threads(threads))
 
 
 def lstsq(
@@ -100,7 +100,7 @@ def lstsq(
     """
     weight, moments = _layer(W, gram)
     kept = np.ascontiguousarray(to_bool(mask, "mask", shape=weight.shape))
-    return _native.lstsq(weight, moments, kept, float(damping), to_count(steps, "steps"), _threads(threads))
+    return _native.lstsq(weight, moments, kept, float(damping), to_count(steps, "steps"), to_threads(threads))
 
 
 def sparsegpt(
@@ -141,7 +141,7 @@ def sparsegpt(
     keep, group = _pattern(pattern)
     weight, moments = _layer(W, gram)
     kept = None if mask is None else np.ascontiguousarray(to_bool(mask, "mask", shape=weight.shape))
-    return _native.sparsegpt(weight, moments, keep, group, kept, float(damping), _threads(threads))
+    return _native.sparsegpt(weight, moments, keep, group, kept, float(damping), to_threads(threads))
 
 
 def output_error(W: Any, W_pruned: Any, gram: Any) -> float:
@@ -187,9 +187,3 @@ def _moments(gram: Any, columns: int) -> Matrix:
     if moments.shape != (columns, columns):
         raise ValueError(f"gram: shape {moments.shape} is not ({columns}, {columns}), W has {columns} columns")
     return moments
-
-
-def _threads(value: int | None) -> int | None:
-    if value is not None and (not isinstance(value, (int, np.integer)) or not 1 <= value <= 1024):
-        raise ValueError(f"threads: {value!r} is not an integer between 1 and 1024, or None")
-    return value

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcore import _native
-from mpcore.arrays import to_count, to_numpy
+from mpcore.arrays import to_count, to_numpy, to_threads
 from mpcore.html import facts, flat, one_line
 from mpcore.pattern import Pattern
 
@@ -110,7 +110,7 @@ def optimize_permutation(
         float(time_limit),
         None if max_rounds is None else to_count(max_rounds, "max_rounds"),
         to_count(seed, "seed"),
-        None if threads is None else to_count(threads, "threads", least=1),
+        to_threads(threads),
         bound == "pricing",
     )
     return PermutationResult(order, kept, kept_identity, row_bound, upper_bound, tuple(trace), rounds, interrupted)

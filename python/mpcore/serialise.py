@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -59,6 +60,8 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
         if isinstance(error, SafetensorError):
             raise OSError(f"{target}: {error}") from None
+        if isinstance(error, OSError) and error.filename in (temporary, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(target)) from None  # the name that the caller gave
         raise
 
 
@@ -103,7 +106,7 @@ class Record:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{cls.kind}: not a JSON document ({error})") from None
         if not isinstance(data, dict) or data.get("kind") != cls.kind:
             found = data.get("kind") if isinstance(data, dict) else type(data).__name__
@@ -213,6 +216,8 @@ def _build_scalar(wanted: Any, value: Any, where: str) -> Any:
     if wanted is float and isinstance(value, str) and value in INFINITE:
         return float(value)
     if wanted is float and type(value) is int:
+        if abs(value) > sys.float_info.max:
+            raise ValueError(f"{where}: an integer of {len(str(value))} digits is no number")
         return float(value)
     if wanted in (bool, int, float, str) and type(value) is not wanted:
         raise ValueError(f"{where}: expected {wanted.__name__}, found {type(value).__name__}")

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from mpcore import _native
-from mpcore.arrays import native, to_bool, to_count, to_numpy
+from mpcore.arrays import native, to_bool, to_numpy, to_threads
 from mpcore.pattern import Pattern
 from mpcore.serialise import atomic
 
@@ -202,7 +202,7 @@ def nm_linear(
     shift = None if bias is None else np.ascontiguousarray(to_numpy(bias, "bias", ndim=1), dtype=np.float32)
     if shift is not None and len(shift) != packed.shape[0]:
         raise ValueError(f"bias: {len(shift)} values, wanted {packed.shape[0]}, one per row of the weights")
-    workers = None if threads is None else to_count(threads, "threads", least=1)
+    workers = to_threads(threads)
     tokens = raw(X, "X")
     last = tokens.flags.c_contiguous
     if not (last or tokens.flags.f_contiguous):

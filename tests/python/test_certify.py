@@ -218,6 +218,7 @@ Z = np.array([[1.0, 0.0], [0.0, 1.0]])
         ({"labels": [0]}, ValueError, r"labels: shape \(1,\) is not \(2,\), one label per sample"),
         ({"labels": [0, 2]}, ValueError, r"labels: entry 1 is 2, wanted 0\.\.1"),
         ({"labels": [-1, 0]}, ValueError, r"labels: entry 0 is -1, wanted 0\.\.1"),
+        ({"path": [1]}, TypeError, "path: a list, wanted a mapping of layers to changes of the logits"),
         ({"path": {"fc": np.ones(3)}}, ValueError, r"path\['fc'\]: wanted 2 changes >= 0"),
         ({"path": {"fc": -np.ones(2)}}, ValueError, r"path\['fc'\]: wanted 2 changes >= 0"),
         ({"pruned_logits": Z + 1, "path": {"fc": np.array([1.0, 0.5])}}, ValueError, "sample 1 add up to 0.5"),
@@ -229,7 +230,7 @@ def test_unfit_arguments_are_named(arguments, error, message):
         certify(given_arguments.pop("dense_logits"), given_arguments.pop("pruned_logits"), **given_arguments)
 
 
-@pytest.mark.parametrize(("successes", "n"), [(-1, 3), (4, 3), (0, 0)])
+@pytest.mark.parametrize(("successes", "n"), [(-1, 3), (4, 3), (0, 0), (1.5, 2)])
 def test_impossible_counts_are_refused(successes, n):
     with pytest.raises(ValueError, match="successes"):
         wilson(successes, n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,10 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"a\.parquet: parquet needs pyarrow; install mpcore\[data\]"):
         load(file, 0)
+
+
+def test_a_member_that_is_no_array_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("inputs.npy", "garbage")
+    with pytest.raises(ValueError, match=r"x\.npz: its 'inputs' is not an array"):
+        load(tmp_path / "x.npz", 0)

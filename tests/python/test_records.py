@@ -274,3 +274,9 @@ def test_bytes_of_the_other_order_are_turned_round(dtype: type) -> None:
 def test_an_array_that_does_not_fit_is_refused_by_name(value: np.ndarray, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         to_numpy(value, "W", ndim=2)
+
+
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError, match=rf"\] .*: '{tmp_path}/taken'$"), atomic(tmp_path / "taken") as temporary:
+        temporary.write_text("x")

@@ -225,6 +225,7 @@ def test_ticks_are_round_numbers_inside_their_range() -> None:
         assert marks
         assert all(low - 1e-12 <= mark <= high + 1e-12 for mark in marks)
         assert len(marks) <= 12
+    assert ticks(0, 2e-13) == pytest.approx([0, 5e-14, 1e-13, 1.5e-13, 2e-13], rel=1e-9, abs=0)
     assert ticks(0, 1) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 
 
@@ -247,3 +248,9 @@ def test_numbers_read_as_people_write_them() -> None:
     assert interval(None) == "–"
     assert count(1234567) == "1\u2009234\u2009567"
     assert number(float(np.float32(2.5))) == "2.5"
+
+
+def test_a_spectrum_is_drawn_alike_at_any_scale() -> None:
+    W = np.random.default_rng(0).standard_normal((60, 100))
+    bars = [spectrum_chart("W", fit_edge(W * size, return_values=True)).count("bulk-bar") for size in (1.0, 1e-7, 1e9)]
+    assert bars[0] == bars[1] == bars[2] > 5

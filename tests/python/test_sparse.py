@@ -246,7 +246,7 @@ def test_values_that_are_not_finite_pass_where_a_weight_is_kept():
         (np.ones(8, np.float32), {}, r"X: shape \(8,\), wanted \(T, 8\)"),
         (np.ones((2, 8), np.float32), {"bias": np.ones(3)}, "bias: 3 values, wanted 4"),
         (np.ones((2, 8), np.float32), {"activation": "silu"}, "activation \"silu\": wanted None, 'gelu' or 'relu'"),
-        (np.ones((2, 8), np.float32), {"threads": 0}, "threads: 0 is not an integer >= 1"),
+        (np.ones((2, 8), np.float32), {"threads": 0}, "threads: 0 is not an integer between 1 and 1024"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(X, extra, message):

@@ -153,11 +153,18 @@ def test_a_tolerance_out_of_reach_is_an_error() -> None:
         ({"k": True}, "k: True is not"),
         ({"k": 1, "tol": 0.0}, "tol: 0.0 is not in"),
         ({"k": 1, "method": "arpack"}, "method: 'arpack' is not"),
+        ({"k": 1, "seed": 2**64}, "seed: 18446744073709551616 is not"),
+        ({"k": 1, "threads": 10**5}, "threads: 100000 is not an integer between 1 and 1024"),
     ],
 )
 def test_svd_refuses(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         svd(noise(4, 6), **arguments)
+
+
+def test_no_more_threads_are_started_than_make_sense() -> None:
+    with pytest.raises(ValueError, match="threads: 100000 is not an integer between 1 and 1024"):
+        svdvals(noise(4, 5), threads=100_000)
 
 
 # fit_edge: truth
@@ -513,12 +520,20 @@ def test_bad_matrices_are_refused(W: Any, error: type[Exception], message: str) 
         ({"n_boot": -1}, "n_boot: -1 is not an integer >= 0"),
         ({"k_max": 2.5}, "k_max: 2.5 is not an integer >= 0"),
         ({"seed": -1}, "seed: -1 is not an integer >= 0"),
-        ({"threads": 0}, "threads: 0 is not an integer >= 1"),
+        ({"k_max": 10**30}, "k_max: 10+ is not an integer between 0 and 18446744073709551615"),
+        ({"seed": 2**64}, "seed: 18446744073709551616 is not an integer between 0 and 18446744073709551615"),
+        ({"threads": 0}, "threads: 0 is not an integer between 1 and 1024"),
+        ({"threads": 10**9}, "threads: 1000000000 is not an integer between 1 and 1024"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit_edge(noise(400, 500), **options)
+
+
+def test_a_level_that_is_no_number_is_named() -> None:
+    with pytest.raises(TypeError, match="alpha: 'x' is not a number"):
+        fit_edge(noise(4, 5), alpha="x")  # type: ignore[arg-type]
 
 
 # fit_edges

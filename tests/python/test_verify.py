@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from mpcore.records import (
     Certificate,
     EvalTable,
     LayerCertificate,
+    LayerInventory,
     Manifest,
     MaskPlan,
     Pattern,
@@ -227,6 +229,77 @@ def test_a_kept_score_above_its_bound_is_reported(run: Path) -> None:
     assert "kept 84.5 is above upper_bound 84.0" in whats(verify(run))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"order": ()}, "an order of 0 channels for a layer that takes 96"),
+        ({"order": (1, 0, 3, 2, 4)}, "an order of 5 channels for a layer that takes 96"),
+        ({"consumers": ("nothing",)}, "for a layer that takes 0"),
+        ({"output_change": 1e9}, "output_change is 1000000000.0"),
+        ({"kept_identity": 83.0, "efficacy": -0.25}, "kept_identity 83.0 is above kept 82.5"),
+        ({"row_bound": 83.5, "efficacy": 2.5 / 3.5}, "upper_bound 84.0 is above row_bound 83.5"),
+    ],
+)
+def test_claims_of_a_permutation_are_checked(run: Path, changes: dict[str, object], message: str) -> None:
+    (group,) = MaskPlan.read(run / "plan.json").groups
+    edit_record(run, MaskPlan, "plan.json", groups=(dataclasses.replace(group, **changes),))
+    assert message in whats(verify(run))
+
+
+def test_claims_of_a_plan_are_checked(run: Path) -> None:
+    first, *rest = MaskPlan.read(run / "plan.json").layers
+    edit_record(run, MaskPlan, "plan.json", layers=(dataclasses.replace(first, relative_error=math.inf), *rest))
+    assert "plan.json: an output error is inf" in whats(verify(run))
+    edit_record(run, MaskPlan, "plan.json", layers=(first, first, *rest))
+    assert "plan.json: a layer is listed twice" in whats(verify(run))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": ()}, "shape () is that of no weight"),
+        ({"shape": (96, -48)}, "shape (96, -48) is that of no weight"),
+        ({"shape": (10**300, 10**300)}, "is that of no weight"),
+        ({"prunable": False}, "is pruned, and not prunable by inventory.json"),
+    ],
+)
+def test_claims_of_an_inventory_are_checked(run: Path, changes: dict[str, object], message: str) -> None:
+    first, *rest = LayerInventory.read(run / "inventory.json").layers
+    edit_record(run, LayerInventory, "inventory.json", layers=(dataclasses.replace(first, **changes), *rest))
+    assert message in whats(verify(run))
+
+
+def test_a_model_is_no_smaller_than_its_layers(run: Path) -> None:
+    edit_record(run, LayerInventory, "inventory.json", parameters=1)
+    assert "the model has 1 parameters, its prunable layers" in whats(verify(run))
+
+
+def test_a_pruned_weight_of_integers_and_other_tensors_than_the_dense_ones_are_reported(run: Path) -> None:
+    tensors = load_file(run / "model.safetensors")
+    changed = {**tensors, f"{FC1}.weight": np.ones((96, 48), np.int32), "extra": np.ones(3), "head.bias": np.zeros(9)}
+    save_file(changed, run / "model.safetensors")
+    seal(run)
+    found = whats(verify(run))
+    assert "model.safetensors: the pruned weight is I32, wanted floating point" in found
+    assert "extra is in only one of model.safetensors and dense.safetensors" in found
+    assert "head.bias has shape (9,) in model.safetensors and (10,) in dense.safetensors" in found
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, f'{{"format": 1, "kind": "plan", "layers": {10**400}}}'])
+def test_json_that_python_cannot_hold_is_a_problem(run: Path, text: str) -> None:
+    for name in ("inventory.json", "plan.json", "certificate.json"):
+        (run / name).write_text(text)
+        seal(run)
+        assert f"{name}: " in whats(verify(run))
+
+
+def test_an_integer_beyond_float64_is_a_problem(run: Path) -> None:
+    text = (run / "budget.json").read_text()
+    (run / "budget.json").write_text(text.replace('"density": 0.5', f'"density": {10**400}'))
+    seal(run)
+    assert "an integer of 401 digits is no number" in whats(verify(run))
+
+
 def test_a_planned_layer_must_count_what_its_mask_keeps(run: Path) -> None:
     plan = MaskPlan.read(run / "plan.json")
     edit_record(run, MaskPlan, "plan.json", layers=(dataclasses.replace(plan.layers[0], kept=7), *plan.layers[1:]))
@@ -250,6 +323,8 @@ def test_a_planned_layer_must_count_what_its_mask_keeps(run: Path) -> None:
         ({"eta_path": (0.0,) * 64}, "an eta_path is below its eta"),
         ({"layers": (LayerCertificate("fc", 99.0, 98.0),)}, "the layers move logits by 98.0, eta_path says"),
         ({"model_sha256": "00" * 32}, "is about another model"),
+        ({"model_sha256": ""}, "is about another model"),
+        ({"unchanged": 64}, "accuracy moves by 0.03125, and 0.0 of the labels did"),
     ],
 )
 def test_certificate_arithmetic_is_recomputed(run: Path, changes: dict[str, object], message: str) -> None:
@@ -265,6 +340,9 @@ def test_certificate_arithmetic_is_recomputed(run: Path, changes: dict[str, obje
         ({"top1": 1.2}, "top1 1.2 is no share"),
         ({"top5": 0.12345}, "top5 0.12345 is no share"),
         ({"n": 0}, "n is 0"),
+        ({"n": 10**400}, "n is 1000"),
+        ({"top5": 0.5}, "is above top5 0.5"),
+        ({"top1_ci": None}, "top1 has no interval"),
         ({"kl": -0.5}, "kl is -0.5"),
     ],
 )

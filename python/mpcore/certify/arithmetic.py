@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpcore.arrays import to_numpy
+from mpcore.arrays import to_numpy, to_real
 
 Vector = npt.NDArray[np.float64]
 
@@ -53,7 +53,7 @@ def number(value: Any, name: str, *, infinite: bool = False) -> float:
 
 def share(theta: float) -> float:
     """A share of one, theta."""
-    if not 0 <= theta <= 1:
+    if not 0 <= to_real(theta, "theta") <= 1:
         raise ValueError(f"theta: {theta} is not between 0 and 1")
     return theta
 

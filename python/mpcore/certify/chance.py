@@ -12,6 +12,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,6 @@ def _spread(events: int, delta: float, scale: float) -> float:
 
 
 def _sides(shape: tuple[int, int]) -> tuple[int, int]:
-    if len(shape) != 2 or not min(shape) >= 1:
-        raise ValueError(f"shape: {shape}, wanted two numbers >= 1")
+    if not isinstance(shape, Sequence) or len(shape) != 2 or not min(shape) >= 1:
+        raise ValueError(f"shape: {shape!r}, wanted two numbers >= 1")
     return to_count(shape[0], "shape[0]"), to_count(shape[1], "shape[1]")

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcore import _native
+from mpcore.arrays import to_count
 from mpcore.certify.arithmetic import Vector
 from mpcore.certify.bounds import accuracy_interval, ce_bound, margin_stable
 from mpcore.records import Certificate, LayerCertificate, to_numpy
@@ -65,6 +66,8 @@ def certify(
         >>> c.margin, c.stable, c.unchanged, c.accuracy_interval
         ((3.0, 0.5), 1, 1, (0.5, 1.0))
     """
+    if path is not None and not isinstance(path, Mapping):
+        raise TypeError(f"path: a {type(path).__name__}, wanted a mapping of layers to changes of the logits")
     dense, pruned = _logits(dense_logits, "dense_logits"), _logits(pruned_logits, "pruned_logits")
     if dense.shape != pruned.shape:
         raise ValueError(f"pruned_logits: shape {pruned.shape} is not that of dense_logits, {dense.shape}")
@@ -132,7 +135,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     References:
         Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
     """
-    if n < 1 or not 0 <= successes <= n:
+    if n < 1 or not to_count(successes, "successes") <= to_count(n, "n"):
         raise ValueError(f"successes: {successes} of n = {n}, wanted 0 <= successes <= n and n >= 1")
     share, square = successes / n, _Z95**2 / n
     centre = share + square / 2

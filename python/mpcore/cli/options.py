@@ -10,9 +10,10 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**64 - 1, metavar="N", help="Seed of everything random.")]
 NoSeed = Annotated[
-    int, typer.Option("--seed", min=0, metavar="N", help="Accepted for scripts; this command draws nothing.")
+    int,
+    typer.Option("--seed", min=0, max=2**64 - 1, metavar="N", help="Accepted for scripts; this command draws nothing."),
 ]
 OutFile = Annotated[Path | None, typer.Option("--out", "-o", help="Write the JSON document to this file as well.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run (what prune --out made).")]

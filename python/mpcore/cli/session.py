@@ -99,7 +99,16 @@ def session(
         raise _exit(f"interrupted{hint}", INTERRUPTED) from None
     except (typer.Exit, BrokenPipeError):
         raise
-    except (RuntimeError, ValueError, TypeError, KeyError, OSError, ImportError, MemoryError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        LookupError,
+        OSError,
+        ImportError,
+        MemoryError,
+    ) as error:
         if os.environ.get("MPCORE_TRACEBACK"):
             raise
         # ConvergenceError and torch's own complaints are RuntimeErrors: not the user's mistake, and no defect to hide.

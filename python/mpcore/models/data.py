@@ -228,9 +228,12 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         raise ValueError(f"{path}: not a readable .npz file (no zip archive)")
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if name in ("inputs", "targets")}
+            arrays = {name: archive[name] for name in archive.files if name in ("inputs", "targets")}
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path}: not a readable .npz file ({error})") from None
+    if odd := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
+        raise ValueError(f"{path}: its {odd[0]!r} is not an array")
+    return arrays
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def _domain(fit: EdgeFit, eigenvalues: Values) -> tuple[float, float]:
     """From below the bulk to somewhat beyond its edge, so that far spikes do not squeeze it; without a bulk all."""
     if fit.sigma_sq == 0:
         return 0.0, 1.05 * float(eigenvalues.max())
-    width = max(fit.lambda_plus - fit.lambda_minus, 1e-12)
+    width = max(fit.lambda_plus - fit.lambda_minus, 1e-12 * fit.lambda_plus)
     low = max(0.0, min(float(eigenvalues.min()), fit.lambda_minus) - 0.08 * width)
     edge = max(fit.lambda_plus, fit.edge**2 / fit.n)
     near = eigenvalues[eigenvalues <= edge + 1.2 * width]

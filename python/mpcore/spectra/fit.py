@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mpcore import _native
-from mpcore.arrays import to_count, to_numpy
+from mpcore.arrays import to_count, to_numpy, to_real, to_threads
 from mpcore.records import ConvergenceError
 from mpcore.spectra import mp
 from mpcore.spectra.edgefit import EdgeFit, GoodnessOfFit, Ranks, Spike
@@ -87,9 +87,11 @@ def fit_edge(
     _one_of("method", method, ("auto", "exact", "lanczos"))
     _one_of("model", model, ("auto", "mp", "free", "whitened"))
     _one_of("whiten", whiten, ("none", "rows", "cols", "both"))
-    for name, value, least in (("k_max", k_max, 0), ("n_boot", n_boot, 0), ("seed", seed, 0), ("threads", threads, 1)):
+    for name, value in (("k_max", k_max), ("n_boot", n_boot), ("seed", seed)):
         if value is not None:
-            to_count(value, name, least=least)
+            to_count(value, name)
+    to_threads(threads)
+    to_real(alpha, "alpha")
     matrix = _prepare(to_numpy(W, "W", ndim=2, finite=False), threads)
     rule = PAPER if paper else BEMA if bema else None
     ask = {"alpha": alpha, "k_max": k_max, "n_boot": n_boot, "seed": seed, "threads": threads}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mpcore import _native
-from mpcore.arrays import to_count, to_numpy
+from mpcore.arrays import to_count, to_numpy, to_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +64,7 @@ def svdvals(W: Any, *, threads: int | None = None) -> NDArray[np.float64]:
         >>> svdvals(np.diag([3.0, 4.0])).round(12).tolist()
         [4.0, 3.0]
     """
-    return all_values(native_matrix(to_numpy(W, "W", ndim=2, finite=False)), bulk=False, threads=threads)
+    return all_values(native_matrix(to_numpy(W, "W", ndim=2, finite=False)), bulk=False, threads=to_threads(threads))
 
 
 def svd(
@@ -113,12 +113,12 @@ def svd(
     if method not in ("krylov", "fast"):
         raise ValueError(f"method: {method!r} is not 'krylov' or 'fast'")
     to_count(seed, "seed")
-    if threads is not None:
-        to_count(threads, "threads", least=1)
     if not 1e-14 <= tol < 1:
         raise ValueError(f"tol: {tol!r} is not in [1e-14, 1)")
     matrix = native_matrix(array)
-    left, s, right, residuals, matvecs = _native.top_svd(matrix, int(k), tol, method == "fast", seed, threads)
+    left, s, right, residuals, matvecs = _native.top_svd(
+        matrix, int(k), tol, method == "fast", seed, to_threads(threads)
+    )
     dtype = np.float64 if array.dtype == np.float64 else np.float32
     info = SvdInfo(residuals, matvecs, bool((residuals <= tol).all()))
     return Svd(left.T.astype(dtype, copy=False), s, right.astype(dtype, copy=False), info)

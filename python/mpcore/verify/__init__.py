@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 
 from mpcore.records import Manifest, VerifyReport
-from mpcore.verify.arithmetic import check_budget, check_certificate, check_evaluation, check_plan
-from mpcore.verify.arrays import check_masks, check_weights
+from mpcore.verify.arithmetic import check_budget, check_certificate, check_evaluation, check_inventory, check_plan
+from mpcore.verify.arrays import check_masks, check_tensors, check_weights
 from mpcore.verify.audit import Audit
 from mpcore.verify.checkpoint import check_checkpoint
 from mpcore.verify.files import check_files
@@ -21,7 +21,7 @@ def verify(folder: str | os.PathLike[str]) -> VerifyReport:
     """Check every claim a run folder makes that can be checked from its files.
 
     Hashes of all files; N:M groups of every mask; exact zeros and finite weights; orders are permutations; patterns
-    agree between budget, plan and manifest; certificate, intervals and densities recomputed.
+    agree between inventory, budget, plan and manifest; certificate, intervals and densities recomputed.
 
     Args:
         folder: what ``mpcore.prune(..., out=folder)``, ``mpcore.distill`` or ``mpcore.prune_checkpoint`` left. Of the
@@ -48,8 +48,11 @@ def verify(folder: str | os.PathLike[str]) -> VerifyReport:
         masks = check_masks(audit, manifest)
         for name in ("model.safetensors", "student.safetensors", "dense.safetensors"):
             check_weights(audit, name, masks if name != "dense.safetensors" else {})
-        check_budget(audit, manifest)
-        check_plan(audit, manifest, {name: (int(mask.sum()), mask.shape) for name, mask in masks.items()})
+            check_tensors(audit, name)
+        inventory = check_inventory(audit, manifest)
+        check_budget(audit, manifest, inventory)
+        counted = {name: (int(mask.sum()), mask.shape) for name, mask in masks.items()}
+        check_plan(audit, manifest, counted, inventory)
         check_certificate(audit, manifest, "certificate.json", "model.safetensors")
         check_certificate(audit, manifest, "certificate-student.json", "student.safetensors")
         check_evaluation(audit)

@@ -4,17 +4,55 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from mpcore.records import Budget, Certificate, EvalReport, EvalTable, LayerInventory, Manifest, MaskPlan, PermutedGroup
+from mpcore.records import (
+    Budget,
+    Certificate,
+    EvalReport,
+    EvalTable,
+    LayerInfo,
+    LayerInventory,
+    Manifest,
+    MaskPlan,
+    PermutedGroup,
+)
 from mpcore.verify.audit import Audit
 
+Layers = dict[str, LayerInfo] | None
+"""The layers of inventory.json by name; None if it cannot be read."""
+
+_MOST = 2**53
+"""No count in a record is larger: float64 has every one up to here."""
 _Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
-def check_budget(audit: Audit, manifest: Manifest) -> None:
+def check_inventory(audit: Audit, manifest: Manifest) -> Layers:
+    """Sizes of layers are sizes, the pruned ones are prunable, and the model is no smaller than they are together."""
+    inventory = audit.record(LayerInventory, "inventory.json", missing="without it densities cannot be recomputed")
+    if inventory is None:
+        return None
+    for layer in inventory.layers:
+        sizes = len(layer.shape) > 1 and all(0 <= length <= _MOST for length in layer.shape)
+        if not sizes or layer.parameters > _MOST:
+            audit.add(f"inventory.json: shape {layer.shape} is that of no weight", layer=layer.name)
+            return None
+    layers = {layer.name: layer for layer in inventory.layers}
+    audit.expect(len(layers) == len(inventory.layers), "inventory.json: a layer is listed twice")
+    for name in manifest.patterns:
+        audit.expect(
+            name in layers and layers[name].prunable, "is pruned, and not prunable by inventory.json", layer=name
+        )
+    least = sum(layer.parameters for layer in inventory.prunable())
+    whole = inventory.parameters
+    audit.expect(least <= whole, f"inventory.json: the model has {whole} parameters, its prunable layers {least}")
+    return layers
+
+
+def check_budget(audit: Audit, manifest: Manifest, layers: Layers) -> None:
     """Budgeted patterns are the manifest's; densities follow from patterns and layer sizes."""
     budget = audit.record(Budget, "budget.json", missing="without it the patterns cannot be compared")
     if budget is None:
@@ -26,10 +64,9 @@ def check_budget(audit: Audit, manifest: Manifest) -> None:
     for layer in budget.layers:
         density = 1.0 if layer.pattern is None else layer.pattern.density
         audit.expect(_close(layer.density, density), f"budget.json: density is not {density:g}", layer=layer.name)
-    inventory = audit.record(LayerInventory, "inventory.json", missing="without it densities cannot be recomputed")
-    if inventory is None:
+    if layers is None:
         return
-    sizes = {layer.name: layer.parameters for layer in inventory.layers}
+    sizes = {name: layer.parameters for name, layer in layers.items()}
     unknown = [layer.name for layer in budget.layers if layer.name not in sizes]
     for name in unknown:
         audit.add("budget.json names a layer that inventory.json does not have", layer=name)
@@ -39,7 +76,9 @@ def check_budget(audit: Audit, manifest: Manifest) -> None:
         audit.expect(_close(budget.density, density), f"budget.json: density {budget.density:g} is not {density:g}")
 
 
-def check_plan(audit: Audit, manifest: Manifest, counted: Mapping[str, tuple[int, tuple[int, ...]]]) -> None:
+def check_plan(
+    audit: Audit, manifest: Manifest, counted: Mapping[str, tuple[int, tuple[int, ...]]], layers: Layers
+) -> None:
     """Planned layers are the manifest's, count what their masks keep, and every order is a permutation.
 
     ``counted``: layer -> weights its mask keeps, and the mask's shape.
@@ -48,6 +87,7 @@ def check_plan(audit: Audit, manifest: Manifest, counted: Mapping[str, tuple[int
     if plan is None:
         return
     planned = {layer.name: layer for layer in plan.layers}
+    audit.expect(len(planned) == len(plan.layers), "plan.json: a layer is listed twice")
     for name in sorted(set(planned) ^ set(manifest.patterns)):
         audit.add("is in only one of plan.json and manifest.json", layer=name)
     for name, layer in planned.items():
@@ -59,22 +99,34 @@ def check_plan(audit: Audit, manifest: Manifest, counted: Mapping[str, tuple[int
             _within(layer.kept_score, 0, 1), f"plan.json: kept_score {layer.kept_score} is no share", layer=name
         )
         for error in (layer.relative_error, layer.mask_only_error):
-            audit.expect(error >= 0, f"plan.json: an output error is {error}", layer=name)
+            audit.expect(0 <= error < math.inf, f"plan.json: an output error is {error}", layer=name)
         if name in counted:
             kept, shape = counted[name]
             audit.expect(layer.kept == kept, f"plan.json says {layer.kept} weights stay, the mask {kept}", layer=name)
             same = tuple(layer.shape) == shape
             audit.expect(same, f"plan.json says shape {layer.shape}, the mask has {shape}", layer=name)
     for group in plan.groups:
-        _check_order(audit, group)
+        _check_order(audit, group, layers)
 
 
-def _check_order(audit: Audit, group: PermutedGroup) -> None:
+def _check_order(audit: Audit, group: PermutedGroup, layers: Layers) -> None:
     name = ", ".join(group.consumers)
     audit.checked["orders"] += 1
     audit.expect(sorted(group.order) == list(range(len(group.order))), "order is not a permutation", layer=name)
-    for bound, value in (("row_bound", group.row_bound), ("upper_bound", group.upper_bound)):
-        audit.expect(group.kept <= value * (1 + 1e-9), f"kept {group.kept} is above {bound} {value}", layer=name)
+    known = layers or {}
+    for consumer in group.consumers if layers is not None else ():
+        takes = known[consumer].shape[1] * known[consumer].groups if consumer in known else 0
+        fits = bool(takes and group.order) and takes % len(group.order) == 0
+        audit.expect(fits, f"an order of {len(group.order)} channels for a layer that takes {takes}", layer=consumer)
+    audit.expect(0 <= group.output_change < 1, f"output_change is {group.output_change}", layer=name)
+    rising = {
+        "kept_identity": group.kept_identity,
+        "kept": group.kept,
+        "upper_bound": group.upper_bound,
+        "row_bound": group.row_bound,
+    }
+    for (low, least), (high, most) in pairwise(rising.items()):
+        audit.expect(least <= most * (1 + 1e-9), f"{low} {least} is above {high} {most}", layer=name)
     room = group.row_bound - group.kept_identity
     if room > 1e-9 * abs(group.row_bound):
         efficacy = (group.kept - group.kept_identity) / room
@@ -91,9 +143,8 @@ def check_certificate(audit: Audit, manifest: Manifest, file: str, model: str) -
         return
     audit.checked["samples"] += certificate.samples
     _check_samples(audit, certificate, file)
-    if certificate.model_sha256:
-        of = certificate.model_sha256[:16]
-        audit.expect(certificate.model_sha256 == manifest.files.get(model), f"{file} is about another model ({of}...)")
+    of = certificate.model_sha256[:16]
+    audit.expect(certificate.model_sha256 == manifest.files.get(model), f"{file} is about another model ({of}...)")
     for layer in certificate.layers:
         audit.expect(0 <= layer.eta_mean <= layer.eta_max * (1 + 1e-9), "eta_mean is above eta_max", layer=layer.name)
     if certificate.layers and certificate.eta_path:
@@ -128,6 +179,10 @@ def _check_samples(audit: Audit, certificate: Certificate, file: str) -> None:
         low, high = certificate.accuracy_interval
         holds = low - 1e-9 <= certificate.accuracy_pruned <= high + 1e-9
         audit.expect(holds, f"{file}: accuracy {certificate.accuracy_pruned} is outside [{low}, {high}]")
+    if certificate.accuracy_dense is not None and certificate.accuracy_pruned is not None:
+        moved = abs(certificate.accuracy_pruned - certificate.accuracy_dense)
+        changed = 1 - certificate.unchanged / certificate.samples
+        audit.expect(moved <= changed + 1e-9, f"{file}: accuracy moves by {moved}, and {changed} of the labels did")
     if certificate.label_margin is not None:
         _check_labels(audit, certificate, np.asarray(certificate.label_margin), margin, eta, file)
 
@@ -160,22 +215,28 @@ def _check_labels(
 def check_evaluation(audit: Audit) -> None:
     """Shares are shares and their intervals are 95 % Wilson intervals."""
     table = audit.record(EvalTable, "eval.json")
-    for row in table.rows if table is not None else ():
+    rows = () if table is None else table.rows
+    audit.expect(len({row.model for row in rows}) == len(rows), "eval.json: a model is listed twice")
+    for row in rows:
         _check_row(audit, row)
 
 
 def _check_row(audit: Audit, row: EvalReport) -> None:
     where = f"eval.json, {row.model}"
-    audit.expect(row.n > 0, f"{where}: n is {row.n}")
+    audit.expect(0 < row.n <= _MOST, f"{where}: n is {row.n}")
+    if row.top1 is not None and row.top5 is not None:
+        audit.expect(row.top1 <= row.top5, f"{where}: top1 {row.top1} is above top5 {row.top5}")
     for name, share, interval in (
         ("top1", row.top1, row.top1_ci),
         ("agreement", row.agreement, row.agreement_ci),
         ("top5", row.top5, None),
     ):
-        if share is None or row.n <= 0:
+        if share is None or not 0 < row.n <= _MOST:
             continue
         counted = round(share * row.n) if _within(share, 0, 1) else -1
         audit.expect(_close(share, counted / row.n), f"{where}: {name} {share} is no share of {row.n} samples")
+        if name != "top5" and interval is None:
+            audit.add(f"{where}: {name} has no interval")
         if interval is not None:
             audit.checked["intervals"] += 1
             low, high = _wilson(counted, row.n)

@@ -47,6 +47,8 @@ def check_weights(audit: Audit, file: str, masks: Mapping[str, Array]) -> None:
     for name in stored:
         layer = name.removesuffix(".weight") if name.endswith(".weight") else ""
         weight = _tensor(audit, stored, name, layer=layer)
+        if weight is not None and weight.dtype.kind != "f" and layer in masks:
+            audit.add(f"{file}: the pruned weight is {stored.dtypes()[name]}, wanted floating point", layer=layer)
         if weight is None or weight.dtype.kind != "f":
             continue
         audit.checked["tensors"] += 1
@@ -54,6 +56,19 @@ def check_weights(audit: Audit, file: str, masks: Mapping[str, Array]) -> None:
             audit.add(f"{file}: {name} holds NaN or infinity", layer=layer)
         if layer in masks:
             _check_zeros(audit, file, layer, weight, masks[layer])
+
+
+def check_tensors(audit: Audit, file: str, dense: str = "dense.safetensors") -> None:
+    """``file`` holds the tensors of the dense model: no other names, and the same shapes."""
+    stored, before = audit.weights(file), audit.weights(dense)
+    if stored is None or before is None:
+        return
+    found, wanted = stored.shapes(), before.shapes()
+    for name in sorted(found.keys() ^ wanted.keys()):
+        audit.add(f"{name} is in only one of {file} and {dense}")
+    for name in sorted(found.keys() & wanted.keys()):
+        same = found[name] == wanted[name]
+        audit.expect(same, f"{name} has shape {found[name]} in {file} and {wanted[name]} in {dense}")
 
 
 def group_view(array: Array, group: int) -> Array | None:

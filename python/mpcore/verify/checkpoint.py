@@ -8,7 +8,7 @@ import numpy as np
 
 from mpcore.checkpoint import Weights, widened
 from mpcore.records import Manifest, Pattern
-from mpcore.verify.arithmetic import check_budget, check_plan
+from mpcore.verify.arithmetic import check_budget, check_inventory, check_plan
 from mpcore.verify.audit import Audit
 from mpcore.verify.files import check_files
 
@@ -33,8 +33,9 @@ def check_checkpoint(audit: Audit, manifest: Manifest) -> None:
         audit.add("has a pattern but no mask", layer=layer)
     for index in audit.folder.glob("*.safetensors.index.json"):
         audit.weights(index.name)
-    check_budget(audit, manifest)
-    check_plan(audit, manifest, counted)
+    inventory = check_inventory(audit, manifest)
+    check_budget(audit, manifest, inventory)
+    check_plan(audit, manifest, counted, inventory)
 
 
 def _check_shard(
