@@ -293,6 +293,13 @@ def test_json_that_python_cannot_hold_is_a_problem(run: Path, text: str) -> None
         assert f"{name}: " in whats(verify(run))
 
 
+@pytest.mark.parametrize("name", ["spectra.json", "train.jsonl", "calibration.safetensors"])
+def test_a_file_of_other_content_is_a_problem(run: Path, name: str) -> None:
+    (run / name).write_text("garbage")
+    seal(run)
+    assert name in whats(verify(run))
+
+
 def test_an_integer_beyond_float64_is_a_problem(run: Path) -> None:
     text = (run / "budget.json").read_text()
     (run / "budget.json").write_text(text.replace('"density": 0.5', f'"density": {10**400}'))

@@ -14,7 +14,7 @@ from mpcore.verify.arithmetic import check_budget, check_certificate, check_eval
 from mpcore.verify.arrays import check_masks, check_tensors, check_weights
 from mpcore.verify.audit import Audit
 from mpcore.verify.checkpoint import check_checkpoint
-from mpcore.verify.files import check_files
+from mpcore.verify.files import check_files, check_readable
 
 
 def verify(folder: str | os.PathLike[str]) -> VerifyReport:
@@ -56,4 +56,5 @@ def verify(folder: str | os.PathLike[str]) -> VerifyReport:
         check_certificate(audit, manifest, "certificate.json", "model.safetensors")
         check_certificate(audit, manifest, "certificate-student.json", "student.safetensors")
         check_evaluation(audit)
+        check_readable(audit)
     return VerifyReport(ok=not audit.problems, problems=tuple(audit.problems), checked=dict(audit.checked))

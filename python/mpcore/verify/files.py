@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
@@ -34,6 +35,21 @@ def check_files(audit: Audit, manifest: Manifest, required: Iterable[str] = REQU
     for name in OPTIONAL:
         if name not in manifest.files and (audit.folder / name).exists():
             audit.add(f"{name} is in the folder, but manifest.json does not name it")
+
+
+def check_readable(audit: Audit) -> None:
+    """What no claim rests on can be read all the same: spectra, the log of the training, the statistics."""
+    audit.weights("calibration.safetensors")
+    for name, lines in (("spectra.json", False), ("train.jsonl", True)):
+        path = audit.folder / name
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+            for document in text.splitlines() if lines else [text]:
+                json.loads(document)
+        except (ValueError, RecursionError) as error:
+            audit.add(f"{name} is not JSON ({error})")
 
 
 def _check_file(audit: Audit, name: str, expected: str) -> None:
