@@ -196,6 +196,8 @@ class _Stages:
             stats = calibrate(self.dense, names, self.batches, positions=self.recipe.positions, seed=self.seed)
             advance(f"{len(stats)} layers")
         save_tensors(self.folder.path / "calibration.safetensors", stats.tensors())
+        if self.recipe.solver != "none" and (told := stats.few_rows()):
+            note(self.progress, f"prune: {told}; more calibration samples keep more of the model")
         return stats
 
     def inventory(self, stats: CalibrationStats) -> Record:

@@ -260,3 +260,11 @@ def test_a_layer_without_a_spectrum_stays_dense_under_a_budget_of_spectra(budget
     assert "no spectrum to weigh" in reasons["gate"]
     assert "no spectrum to weigh" in reasons["zero"]
     assert {"a", "b"} & {layer.name for layer in run.report.plan.layers}
+
+
+def test_layers_that_are_fed_fewer_rows_than_columns_are_named(capsys):
+    net = nn.Sequential(nn.Linear(8, 48), nn.ReLU(), nn.Linear(48, 8))
+    mpcore.prune(net, Recipe(certify_samples=4), calibration=[torch.randn(20, 8)], progress=True)
+    assert "prune: 1 layer is fed fewer rows than columns (2: 20 rows for 48 columns); more" in capsys.readouterr().err
+    mpcore.prune(net, Recipe(certify_samples=4), calibration=[torch.randn(50, 8)], progress=True)
+    assert "fewer rows" not in capsys.readouterr().err

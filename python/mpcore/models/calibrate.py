@@ -59,6 +59,15 @@ class CalibrationStats(Mapping[str, Moments]):
         pairs = ((name, part, getattr(m, part)) for name, m in self.moments.items() for part in ("mean", "square"))
         return {f"{name}.{part}": value for name, part, value in pairs}
 
+    def few_rows(self) -> str:
+        """In words, which layers were fed fewer rows than they have columns: their weights are fitted to chance."""
+        few = {name: m for name, m in self.moments.items() if 0 < m.count < len(m.mean)}
+        if not few:
+            return ""
+        name, worst = min(few.items(), key=lambda item: item[1].count / len(item[1].mean))
+        layers = "1 layer is" if len(few) == 1 else f"{len(few)} layers are"
+        return f"{layers} fed fewer rows than columns ({name}: {worst.count} rows for {len(worst.mean)} columns)"
+
 
 class Accumulator:
     """Running sums of the moments; products of a batch in float32, sums over batches in float64.
