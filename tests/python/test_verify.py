@@ -236,7 +236,7 @@ def test_a_kept_score_above_its_bound_is_reported(run: Path) -> None:
         ({"order": (1, 0, 3, 2, 4)}, "an order of 5 channels for a layer that takes 96"),
         ({"consumers": ("nothing",)}, "for a layer that takes 0"),
         ({"output_change": 1e9}, "output_change is 1000000000.0"),
-        ({"kept_identity": 83.0, "efficacy": -0.25}, "kept_identity 83.0 is above kept 82.5"),
+        ({"kept_identity": 84.5, "efficacy": -4.0}, "kept_identity 84.5 is above upper_bound 84.0"),
         ({"row_bound": 83.5, "efficacy": 2.5 / 3.5}, "upper_bound 84.0 is above row_bound 83.5"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -119,14 +118,12 @@ def _check_order(audit: Audit, group: PermutedGroup, layers: Layers) -> None:
         fits = bool(takes and group.order) and takes % len(group.order) == 0
         audit.expect(fits, f"an order of {len(group.order)} channels for a layer that takes {takes}", layer=consumer)
     audit.expect(0 <= group.output_change < 1, f"output_change is {group.output_change}", layer=name)
-    rising = {
-        "kept_identity": group.kept_identity,
-        "kept": group.kept,
-        "upper_bound": group.upper_bound,
-        "row_bound": group.row_bound,
-    }
-    for (low, least), (high, most) in pairwise(rising.items()):
-        audit.expect(least <= most * (1 + 1e-9), f"{low} {least} is above {high} {most}", layer=name)
+    kept = {"kept": group.kept, "kept_identity": group.kept_identity}
+    for what, value in kept.items():
+        most = group.upper_bound
+        audit.expect(value <= most * (1 + 1e-9), f"{what} {value} is above upper_bound {most}", layer=name)
+    bounds = group.upper_bound <= group.row_bound * (1 + 1e-9)
+    audit.expect(bounds, f"upper_bound {group.upper_bound} is above row_bound {group.row_bound}", layer=name)
     room = group.row_bound - group.kept_identity
     if room > 1e-9 * abs(group.row_bound):
         efficacy = (group.kept - group.kept_identity) / room
