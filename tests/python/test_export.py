@@ -266,3 +266,21 @@ def test_doctor_says_which_layers_of_an_onnx_file_are_eligible(tmp_path: Path) -
     rows = document(command("doctor", f"{tmp_path}/a.onnx", "--json"))["layers"]
     assert [(row["layer"], row["eligible"]) for row in rows] == [("up", True), ("down", False)]
     assert "16 of 16 groups keep more than 2 of 4" in command("doctor", f"{tmp_path}/a.onnx").stdout
+
+
+class Turned(nn.Linear):
+    """Its weights were stored the other way round in version 1."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if local_metadata.get("version") is None:
+            state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"].T
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def test_modules_with_a_version_are_told_that_their_weights_are_of_today(tmp_path):
+    net = nn.Sequential(Turned(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    save_model(net, {}, tmp_path / "m.safetensors")
+    again = load_weights(nn.Sequential(Turned(8, 8), nn.ReLU(), nn.Linear(8, 3)), tmp_path / "m.safetensors")
+    assert torch.equal(again[0].weight, net[0].weight)

@@ -6,6 +6,7 @@ along input channels, as the hardware wants them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,18 @@ def layer_of(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
     if not isinstance(module, (nn.Linear, nn.Conv2d)):
         raise TypeError(f"layer {name}: is a {type(module).__name__}, wanted a Linear or Conv2d")
     return module
+
+
+def load_own(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """``load_state_dict`` of tensors that come from a model of this very class.
+
+    Modules are told that they are of today's version: without it they take them for those of the oldest, and may refuse
+    them or turn them round.
+    """
+    state = model.state_dict()
+    state.clear()
+    state.update(tensors)
+    model.load_state_dict(state)
 
 
 def as_matrix(weight: Tensor) -> Matrix:

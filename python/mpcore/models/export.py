@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mpcore.folder import trusted
 from mpcore.models import plans, tome
-from mpcore.models.apply import layer_of
+from mpcore.models.apply import layer_of, load_own
 from mpcore.models.source import build_model
 from mpcore.records import Manifest, MaskPlan, atomic
 
@@ -148,7 +148,7 @@ def fill(
         if tensor.shape != own.shape or tensor.dtype != own.dtype:
             found, needed = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, own))
             raise ValueError(f"{path}: {name!r} is {found}, the model wants {needed}")
-    model.load_state_dict(stored)
+    load_own(model, stored)
     return model
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpcore.budget import layer_weights
-from mpcore.models.apply import Matrix, layer_of
+from mpcore.models.apply import Matrix, layer_of, load_own
 from mpcore.models.batches import digest, forward, place, split
 from mpcore.models.export import state_sha256
 from mpcore.models.restore import Priority, reallocate
@@ -196,7 +196,7 @@ class _State:
 
     def put_back(self, tensors: dict[str, Tensor]) -> None:
         """Take up what :meth:`tensors` gave."""
-        self.model.load_state_dict(part(tensors, "model."))
+        load_own(self.model, part(tensors, "model."))
         for prefix, places in (("kept.", self.kept), ("value.", self.value)):
             for name, tensor in part(tensors, prefix).items():
                 places[name].copy_(tensor)

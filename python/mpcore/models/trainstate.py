@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpcore.models.apply import load_own
 from mpcore.models.processes import Processes
 from mpcore.models.randomness import capture, restore
 from mpcore.models.statefile import part, read_state, write_state
@@ -70,7 +71,7 @@ class TrainState:
         if found is None:
             return None
         position, tensors = found
-        self.model.load_state_dict(part(tensors, "model."))
+        load_own(self.model, part(tensors, "model."))
         for name, tensor in part(tensors, "average.").items():
             self.average[name].copy_(tensor)
         moments: dict[int, dict[str, Tensor]] = {}
