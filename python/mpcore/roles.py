@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 HEADS = frozenset(
-    {"head", "heads", "head_dist", "fc", "_fc", "classifier", "last_linear", "lm_head", "logits", "score", "embed_out"}
+    {"head", "heads", "head_dist", "heads_dist", "fc", "_fc", "classifier", "classif", "last_linear", "lm_head"}
+    | {"logits", "score", "embed_out"}
 )
 """A layer with one of these as a part of its name gives the answer of the network."""
 EMBEDDINGS = frozenset({"wte", "wpe", "shared", "relative_attention_bias"})

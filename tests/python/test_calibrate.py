@@ -266,7 +266,9 @@ def test_a_layer_with_a_forward_of_its_own_is_refused():
 def test_a_layer_that_is_never_called_is_refused():
     net = TinyConvNet()
     net.unused = nn.Linear(4, 4)
-    assert calibrate(net, ["unused"], [images(1)]).refused == {"unused": "never called on the calibration data"}
+    assert calibrate(net, ["unused"], [images(1)]).refused == {
+        "unused": "never called on the calibration data, or read without calling it"
+    }
 
 
 def test_calibration_leaves_training_mode_and_hooks_as_they_were():

@@ -184,6 +184,9 @@ def test_what_is_called_a_head_is_one_only_if_no_other_takes_its_outputs():
     stack = [nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 10)]
     assert heads(nn.ModuleDict({"features": nn.Linear(8, 24), "classifier": nn.Sequential(*stack)})) == ["classifier.4"]
     assert heads(Gated()) == ["heads.kind", "heads.place"]
+    assert heads(nn.ModuleDict({"head": nn.Linear(16, 16), "head_dist": nn.Linear(16, 16)})) == ["head", "head_dist"]
+    chain = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    assert heads(nn.ModuleDict({"classifier": chain})) == ["classifier.1"]
     convolutions = nn.Sequential(nn.Conv2d(8, 16, 3, groups=4), nn.Conv2d(16, 32, 1))
     assert heads(nn.ModuleDict({"head": convolutions, "fc": nn.Linear(32, 5)})) == ["fc"]
 

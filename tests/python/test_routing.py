@@ -203,4 +203,4 @@ def test_an_expert_may_get_no_sample_of_a_batch_or_none_at_all() -> None:
     stats = calibrate(Switch(), ["experts.1.mlp.fc1"], x.split(16))
     assert stats["experts.1.mlp.fc1"].count == int((x[:, 0] > 0).sum())
     stats = calibrate(Switch(), ["experts.1.mlp.fc1"], [x[:16]])
-    assert stats.refused == {"experts.1.mlp.fc1": "never called on the calibration data"}
+    assert stats.refused == {"experts.1.mlp.fc1": "never called on the calibration data, or read without calling it"}

@@ -327,7 +327,11 @@ class _Collector:
 
     def stats(self) -> CalibrationStats:
         moments = {name: total.moments() for name, total in self.sums.items()}
-        silent = {name: "never called on the calibration data" for name in self.names if name not in moments}
+        silent = {
+            name: "never called on the calibration data, or read without calling it"
+            for name in self.names
+            if name not in moments
+        }
         norms = {
             name: norm
             for (name, norm), times in self._meetings.items()

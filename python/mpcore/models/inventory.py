@@ -46,7 +46,7 @@ def inventory(model: nn.Module, *, skip: Sequence[str] = (), named: Collection[s
     permutable = {name for group in plans.find(model) for name in group.consumers}
     modules = dict(model.named_modules())
     matched = {name: module for name, module in modules.items() if isinstance(module, (nn.Linear, nn.Conv2d))}
-    heads = _heads(matched)
+    heads = _heads(matched, modules)
     layers = []
     for name, module in modules.items():
         if name not in matched:
@@ -128,10 +128,11 @@ def _shape(module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
     return module.out_channels, module.in_channels // module.groups, *module.kernel_size
 
 
-def _heads(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> set[str]:
+def _heads(layers: Mapping[str, nn.Linear | nn.Conv2d], modules: Mapping[str, nn.Module]) -> set[str]:
     """The layers that give the answer of the network, among those that are called a head.
 
-    A name alone does not make one: no later head takes its outputs, as in the classifiers of VGG, and where the part of
+    A name alone does not make one: no later head takes its outputs, as in the classifiers of VGG (of two with the same
+    number of outputs that is so only in a chain: DeiT's two heads stand side by side), and where the part of
     the name lies deeper than in others, as in the gates ``attn.fc`` of VoVNet, it has as many outputs as the last of
     those.
     """
@@ -142,10 +143,16 @@ def _heads(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> set[str]:
     outputs = {name: _shape(layers[name])[0] for name in named}
     inputs = {name: _shape(layers[name])[1] * getattr(layers[name], "groups", 1) for name in named}
     last = next((outputs[name] for name in reversed(named) if depth[name] == top), 0)
+
+    def feeds(name: str, later: str) -> bool:
+        parent, other = name.rpartition(".")[0], later.rpartition(".")[0]
+        chained = parent == other and isinstance(modules[parent], nn.Sequential)
+        return outputs[name] == inputs[later] and (chained or outputs[name] != last)
+
     return {
         name
         for k, name in enumerate(named)
-        if (depth[name] == top or outputs[name] == last) and outputs[name] not in map(inputs.get, named[k + 1 :])
+        if (depth[name] == top or outputs[name] == last) and not any(feeds(name, later) for later in named[k + 1 :])
     }
 
 
