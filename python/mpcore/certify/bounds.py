@@ -109,7 +109,7 @@ def data_path_budget(removed: Any, inputs: Any, lipschitz: Any, *, theta: float 
     Arguments as in :func:`propagated_effect`. Convex and absolutely homogeneous in R, but not monotone in its support.
 
     Example:
-        >>> data_path_budget(np.array([[0.0, 2.0]]), np.array([[1.0, 3.0], [1.0, 0.0]]), 0.5)
+        >>> round(data_path_budget(np.array([[0.0, 2.0]]), np.array([[1.0, 3.0], [1.0, 0.0]]), 0.5), 12)
         3.0
     """
     return ce_bound(propagated_effect(removed, inputs, lipschitz, theta=theta))
@@ -248,8 +248,9 @@ def prune_restore(
 
     Example:
         >>> Q, P = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
-        >>> prune_restore(Q, P, np.array([[1.0, 1.0]]), 1.0, lambda2=3.0)
-        PruneRestore(margin=1.0, gain=-1.0)
+        >>> found = prune_restore(Q, P, np.array([[1.0, 1.0]]), 1.0, lambda2=3.0)
+        >>> round(found.margin, 12), round(found.gain, 12)
+        (1.0, -1.0)
     """
     Q, P = matrix(restored, "restored"), matrix(removed, "removed")
     if Q.shape != P.shape or ((Q != 0) & (P != 0)).any():
