@@ -296,7 +296,7 @@ def test_an_interrupted_second_try_is_resumed_as_one(monkeypatch, tmp_path):
 
 def test_the_user_is_told_why_every_layer_runs_the_whole_network(monkeypatch, capsys):
     def told(build):
-        mpcore.prune(build(), mpcore.Recipe(permute=False, certify_samples=64), calibration=PLAIN)
+        mpcore.prune(build(), mpcore.Recipe(permute=False, certify_samples=64), calibration=PLAIN * 2)
         lines = capsys.readouterr().err.splitlines()
         return [line for line in lines if line.startswith("prune: ")]
 
