@@ -300,6 +300,12 @@ def test_a_file_of_other_content_is_a_problem(run: Path, name: str) -> None:
     assert name in whats(verify(run))
 
 
+def test_a_corrupt_file_is_one_problem_however_often_it_is_looked_at(run: Path) -> None:
+    (run / "dense.safetensors").write_text("garbage")
+    seal(run)
+    assert len(verify(run).problems) == 1
+
+
 def test_an_integer_beyond_float64_is_a_problem(run: Path) -> None:
     text = (run / "budget.json").read_text()
     (run / "budget.json").write_text(text.replace('"density": 0.5', f'"density": {10**400}'))

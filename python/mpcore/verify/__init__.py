@@ -48,6 +48,7 @@ def verify(folder: str | os.PathLike[str]) -> VerifyReport:
         masks = check_masks(audit, manifest)
         for name in ("model.safetensors", "student.safetensors", "dense.safetensors"):
             check_weights(audit, name, masks if name != "dense.safetensors" else {})
+        for name in ("model.safetensors", "student.safetensors"):
             check_tensors(audit, name)
         inventory = check_inventory(audit, manifest)
         check_budget(audit, manifest, inventory)

@@ -19,6 +19,7 @@ class Audit:
         self.folder = folder
         self.problems: list[Problem] = []
         self.checked: Counter[str] = Counter()
+        self._opened: dict[str, Weights | None] = {}
 
     def add(self, what: str, *, layer: str = "", group: int | None = None) -> None:
         """Note one problem; ``layer`` and ``group`` where it has a place."""
@@ -46,7 +47,12 @@ class Audit:
         return record
 
     def weights(self, name: str) -> Weights | None:
-        """Open one safetensors file; None if absent, and with a problem noted if corrupt."""
+        """Open one safetensors file; None if absent, and with a problem noted, once, if corrupt."""
+        if name not in self._opened:
+            self._opened[name] = self._open(name)
+        return self._opened[name]
+
+    def _open(self, name: str) -> Weights | None:
         path = self.folder / name
         if not path.is_file():
             return None
