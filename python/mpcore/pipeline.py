@@ -276,9 +276,9 @@ class _Stages:
             data = json.loads(path.read_text(encoding="utf-8"))
             groups = tuple(from_plain(PermutedGroup, entry, "permutation") for entry in data["groups"])
             found, _ = find_groups(self.dense, sample, self.recipe)
-            by_consumers = {group.consumers: group for group in found}
+            by_consumers = {(group.consumers, group.starts): group for group in found}
             for done in groups:
-                plans.fold(self.dense, by_consumers[done.consumers], done.order)
+                plans.fold(self.dense, by_consumers[done.consumers, done.starts], done.order)
             trail.begin(trail.logits(self.dense))
             return groups, data["refused"]
         with progress_bar(self.progress, "permute") as advance:

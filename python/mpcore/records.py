@@ -129,7 +129,8 @@ class Budget(Record):
 class PermutedGroup:
     """One reordering of channels: ``order[new] = old``, folded into ``producers`` and ``consumers``.
 
-    ``gathered``: nothing could take it but the consumers, which read their inputs through it at run time.
+    ``gathered``: nothing could take it but the consumers, which read their inputs through it at run time. ``starts``:
+    where the channels begin in the inputs of each consumer; empty if they are all its inputs.
     """
 
     consumers: tuple[str, ...]
@@ -142,6 +143,7 @@ class PermutedGroup:
     efficacy: float
     output_change: float  # largest |output after - output before| / largest |output|, in float64
     gathered: bool = False
+    starts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

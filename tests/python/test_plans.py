@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import mpcore
 from mpcore.models import plans
 from mpcore.models.inventory import inventory
 from mpcore.models.permutation import find_groups
+from mpcore.models.plans.axes import Axes, Run
 
 
 def shuffled(channels: int, blocks: int) -> list[int]:
@@ -56,8 +58,7 @@ def assert_free(model: nn.Module, groups: tuple[plans.PermutationGroup, ...], in
 
 def fold_all(model: nn.Module, groups: tuple[plans.PermutationGroup, ...]) -> None:
     for group in groups:
-        channels = model.get_submodule(group.consumers[0]).weight.shape[1]
-        plans.fold(model, group, shuffled(channels, group.blocks))
+        plans.fold(model, group, shuffled(plans.channels_of(model, group), group.blocks))
 
 
 TWINS = {
@@ -140,7 +141,7 @@ def test_attention_heads_stay_in_their_place():
 
 def test_an_order_that_is_no_permutation_is_refused():
     model = tiny_vit()
-    with pytest.raises(ValueError, match=r"not a permutation of its \d+ input channels"):
+    with pytest.raises(ValueError, match=r"not a permutation of \d+ input channels"):
         plans.fold(model, plans.find(model)[0], [0] * 64)
 
 
@@ -182,8 +183,8 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x)
-        if self.how == "slice":
-            hidden = torch.cat([hidden[:, 4:].relu(), hidden[:, :4]], 1)
+        if self.how == "steps":
+            hidden = torch.cat([hidden[:, ::2].relu(), hidden[:, 1::2]], 1)
         elif self.how == "cumsum":
             hidden = hidden.cumsum(1)
         elif self.how == "view":
@@ -200,20 +201,23 @@ class Odd(nn.Module):
             hidden = hidden @ torch.eye(8)
         elif self.how == "output":
             return torch.cat([hidden, self.second(hidden)], 1)
+        elif self.how == "einsum":
+            hidden = torch.einsum("bcc->bc", hidden[:, :, None] * hidden[:, None])
         return self.second(hidden)
 
 
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("slice", "an axis that is"),
+        ("steps", "an axis that is sliced in steps"),
         ("cumsum", "cumsum has no rule"),
         ("view", "split or merged"),
         ("constant", "a constant made in the forward pass"),
         ("data", "torch.export cannot follow the network"),
         ("shape", "torch.export cannot follow the network"),
         ("write", "an axis that is indexed"),
-        ("output", "an axis that is concatenated"),
+        ("output", "an output of the network"),
+        ("einsum", "einsum bcc->bc"),
         ("eye", "a constant made in the forward pass"),
     ],
 )
@@ -244,7 +248,52 @@ LINKS = {
     "prelu": lambda: nn.PReLU(8),
     "batchnorm": lambda: nn.BatchNorm1d(8),
     "residual": lambda: Residual(nn.Linear(8, 8)),
+    "rotate": lambda: Function(lambda x: torch.cat([x[..., -3:], x[..., :-3].relu()], -1)),
+    "dense": lambda: Dense(nn.Linear(8, 3)),
+    "gated": lambda: Gated(nn.Linear(8, 16)),
+    "split": lambda: Function(lambda x: torch.cat([x.split([3, 5], -1)[1], x.split([3, 5], -1)[0].relu()], -1)),
+    "twice": lambda: Function(lambda x: torch.cat([x, x], -1)[..., 4:12]),
+    "einsum": lambda: Einsum(),
+    "swap": lambda: Function(lambda x: x.unsqueeze(1).swapaxes(1, -1).expand_as(x.unsqueeze(-1)).squeeze(-1)),
 }
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.forward = function
+
+
+class Dense(nn.Module):
+    """The inputs but the first, beside outputs computed from all of them."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[..., 3:], self.inner(x)], -1)
+
+
+class Einsum(nn.Module):
+    """A linear layer without a bias that is not an nn.Linear: its weight moves with the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bi, oi -> bo", x, self.table)
+
+
+class Gated(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.inner(x).chunk(2, -1)
+        return gate.sigmoid() * value
 
 
 class Residual(nn.Module):
@@ -341,3 +390,82 @@ def test_an_order_gathered_and_its_inverse_leave_the_layer_as_it_was():
         plans.fold(net, group, order.argsort().tolist())
     assert torch.equal(net[0].weight, layer.weight)
     assert not net[0]._forward_pre_hooks
+
+
+class Concatenating(nn.Module):
+    """Dense connections and a gate: layers read runs of channels that others write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.grow, self.join = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(20, 32, 1)
+        self.norm, self.head = nn.BatchNorm2d(20), nn.Linear(8, 5)
+        self.mix = nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        joined = self.norm(torch.cat([x, self.grow(x).relu()], 1))
+        gate, value = self.join(joined).mean((2, 3)).chunk(2, 1)
+        return self.head(self.mix(gate.sigmoid() * value))
+
+
+def test_layers_that_read_several_tensors_are_permuted_run_by_run(tmp_path):
+    network = stirred(Concatenating())
+    inputs = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    traced = plans.trace(network, inputs)
+    assert [(group.consumers, group.starts) for group in traced.groups] == [
+        (("grow", "join"), (0, 0)),
+        (("join",), (8,)),
+        (("head",), ()),
+        (("mix",), ()),
+    ]
+    assert traced.groups[3].producers == (plans.Producer("join", 0), plans.Producer("join", 16))
+    assert_free(network, traced.groups, inputs)
+    batches = [inputs.float()]
+    recipe = mpcore.Recipe(permute_rounds=4, certify_samples=4)
+    run = mpcore.prune(network.float(), recipe, calibration=batches, out=tmp_path / "run", progress=False)
+    assert [group.starts for group in run.report.plan.groups] == [(0, 0), (8,), ()]
+    assert all(group.kept >= group.kept_identity for group in run.report.plan.groups)
+    assert mpcore.verify(tmp_path / "run").ok
+    dense = mpcore.load(tmp_path / "run", Concatenating(), which="dense")
+    torch.testing.assert_close(dense(batches[0]), network(batches[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_runs_that_do_not_hold_whole_groups_stay_in_place():
+    recipe = mpcore.Recipe("4:8", permute_rounds=2, certify_samples=4, solver="none", sequence="parallel")
+    run = mpcore.prune(Concatenating(), recipe, calibration=[torch.randn(4, 3, 8, 8)], progress=False)
+    assert "join" not in run.report.plan.refused
+    assert [group.starts for group in run.report.plan.groups] == [(0, 0), ()]
+
+
+class Fake:
+    """Stands for a graph's node with one tensor of so many positions."""
+
+    def __init__(self, size: int) -> None:
+        self.meta = {"val": torch.empty(size, device="meta")}
+
+
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=5), st.data())
+@settings(max_examples=100, deadline=None)
+def test_runs_join_what_is_tied_position_by_position(sizes, data):
+    """The twin: a union-find over single positions."""
+    nodes, axes = [Fake(size) for size in sizes], Axes()
+    twin = {(k, i): {(k, i)} for k, size in enumerate(sizes) for i in range(size)}
+    for _ in range(data.draw(st.integers(1, 6))):
+        part, whole = data.draw(st.permutations(range(len(sizes))))[:2]
+        if sizes[part] > sizes[whole]:
+            part, whole = whole, part
+        start = data.draw(st.integers(0, sizes[whole] - sizes[part]))
+        axes.tie_part((nodes[whole], 0), start, (nodes[part], 0))
+        for i in range(sizes[part]):
+            merged = twin[whole, start + i] | twin[part, i]
+            twin.update(dict.fromkeys(merged, merged))
+    for k, size in enumerate(sizes):
+        assert sum(run.size for run in axes.runs((nodes[k], 0))) == size
+    found: dict[tuple[Run, int], set[tuple[int, int]]] = {}
+    for k, node in enumerate(nodes):
+        place = 0
+        for run in axes.runs((node, 0)):
+            for offset in range(run.size):
+                found.setdefault((run, offset), set()).add((k, place))
+                place += 1
+    assert sorted(map(sorted, found.values())) == sorted(map(sorted, {frozenset(group) for group in twin.values()}))

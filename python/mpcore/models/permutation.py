@@ -58,23 +58,30 @@ def permute_channels(
     groups, refused = find_groups(model, sample, recipe, check)
     done, refused = [], {name: reason for name, reason in refused.items() if name in patterns}
     for group in groups:
-        names = [name for name in group.consumers if name in patterns]
-        if not names:
+        runs = [(name, start) for name, start in group.runs() if name in patterns]
+        if not runs:
             continue
-        progress(names[0])
-        pattern, width = patterns[names[0]], layer_of(model, names[0]).weight.shape[1] // group.blocks
+        name, channels = runs[0][0], plans.channels_of(model, group)
+        progress(name)
+        pattern, width = patterns[name], channels // group.blocks
         if width % pattern.group:
-            refused[names[0]] = f"a run of {width} channels is not a multiple of group = {pattern.group}"
+            refused[name] = f"a run of {width} channels is not a multiple of group = {pattern.group}"
             continue
-        scores = np.concatenate([channel_scores(model, name, stats, recipe.score) for name in names])
+        if apart := [start for _, start in runs if start % pattern.group]:
+            refused[name] = f"a run that begins at channel {apart[0]} is not at a multiple of group = {pattern.group}"
+            continue
+        scores = np.concatenate(
+            [channel_scores(model, name, stats, recipe.score)[:, start : start + channels] for name, start in runs]
+        )
         results, order = order_blocks(scores, pattern, group.blocks, recipe, seed=seed)
         change = check.apply(group, order)
         if not change <= check.tolerance:
-            refused[names[0]] = NOT_FREE.format(change)
+            refused[name] = NOT_FREE.format(change)
             continue
         plans.fold(model, group, order)
         done.append(_record(group, order, results, change))
-    return tuple(done), refused
+    permuted = {name for group in done for name in group.consumers}
+    return tuple(done), {name: why for name, why in refused.items() if name not in permuted}
 
 
 def find_groups(
@@ -99,6 +106,8 @@ def find_groups(
     taken = {name for group in found for name in group.consumers}
     residual = recipe.permute == "residual"
     extra = [*traced.groups, *(traced.streams if residual else ())]
+    if recipe.permute == "gather":  # an order of all inputs of a layer is worth more than one of each run
+        extra = [group for group in extra if not group.starts]
     groups = found + tuple(group for group in extra if taken.isdisjoint(group.consumers))
     taken = {name for group in groups for name in group.consumers}
     if recipe.permute == "gather":
@@ -230,7 +239,7 @@ class OutputCheck:
 
     def _shuffled(self, group: plans.PermutationGroup) -> list[int]:
         """An order of the group's channels that moves none of them out of its run."""
-        draw, channels = np.random.default_rng(0), layer_of(self.model, group.consumers[0]).weight.shape[1]
+        draw, channels = np.random.default_rng(0), plans.channels_of(self.model, group)
         runs = np.arange(channels).reshape(group.blocks, -1)
         return [int(old) for run in runs for old in draw.permutation(run)]
 
@@ -284,4 +293,5 @@ def _record(
         efficacy=(kept - identity) / room if room > 0 else 0.0,
         output_change=change,
         gathered=group.gathered,
+        starts=group.starts,
     )

@@ -113,10 +113,14 @@ def _check_order(audit: Audit, group: PermutedGroup, layers: Layers) -> None:
     audit.checked["orders"] += 1
     audit.expect(sorted(group.order) == list(range(len(group.order))), "order is not a permutation", layer=name)
     known = layers or {}
-    for consumer in group.consumers if layers is not None else ():
+    size, starts = len(group.order), group.starts or (0,) * len(group.consumers)
+    audit.expect(len(starts) == len(group.consumers), f"{len(starts)} starts for its consumers", layer=name)
+    for consumer, start in zip(group.consumers, starts, strict=False) if layers is not None else ():
         takes = known[consumer].shape[1] * known[consumer].groups if consumer in known else 0
-        fits = bool(takes and group.order) and takes % len(group.order) == 0
-        audit.expect(fits, f"an order of {len(group.order)} channels for a layer that takes {takes}", layer=consumer)
+        fits = 0 <= start <= takes - size if group.starts else takes % max(size, 1) == 0
+        where = f" from {start} on" if start else ""
+        told = f"an order of {size} channels{where} for a layer that takes {takes}"
+        audit.expect(bool(takes and size) and fits, told, layer=consumer)
     audit.expect(0 <= group.output_change < 1, f"output_change is {group.output_change}", layer=name)
     kept = {"kept": group.kept, "kept_identity": group.kept_identity}
     for what, value in kept.items():

@@ -9,6 +9,7 @@ no template knows, residual streams included.
 
 from mpcore.models.plans.find import find as find
 from mpcore.models.plans.find import plain as plain
+from mpcore.models.plans.fold import channels_of as channels_of
 from mpcore.models.plans.fold import fold as fold
 from mpcore.models.plans.gather import at_run_time as at_run_time
 from mpcore.models.plans.gather import gather as gather

@@ -1,6 +1,7 @@
 """Which axes of an exported graph's tensors must move together, and which must stay where they are.
 
-Every axis of every tensor, parameters included, belongs to a class; :meth:`Axes.tie` merges two.
+Every axis of every tensor, parameters included, is a sequence of runs of positions. An axis begins as one run; what
+concatenates, splits or slices it cuts it in several (:meth:`Axes.tie_part`). Runs that move together are one class.
 """
 
 from __future__ import annotations
@@ -17,36 +18,84 @@ def shape(node: Node) -> tuple[int, ...]:
     return tuple(map(int, getattr(node.meta.get("val"), "shape", ())))
 
 
+class Run:
+    """Consecutive positions that can be reordered together: a union-find class that may be cut in two.
+
+    ``reason``: why it may not move; empty if it may. ``stream``: two branches are added along it (a residual stream).
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.reason = ""
+        self.stream = False
+        self._parent: Run | None = None
+        self._halves: tuple[Run, Run] | None = None
+
+    def root(self) -> Run:
+        """The representative of its class."""
+        run = self
+        while run._parent is not None:
+            if run._parent._parent is not None:
+                run._parent = run._parent._parent
+            run = run._parent
+        return run
+
+    def pieces(self) -> list[Run]:
+        """The runs it was cut into, from left to right; itself if it was not."""
+        run = self.root()
+        return [run] if run._halves is None else [piece for half in run._halves for piece in half.pieces()]
+
+    def cut(self, place: int) -> None:
+        """Let the class consist of its first ``place`` positions and of the others; each moves by itself."""
+        left, right = Run(place), Run(self.size - place)
+        for half in (left, right):
+            half.reason, half.stream = self.reason, self.stream
+        self._halves = left, right
+
+    def join(self, other: Run) -> None:
+        """The two classes move together or not at all."""
+        if other is not self:
+            other._parent = self
+            self.reason = self.reason or other.reason
+            self.stream |= other.stream
+
+
 class Axes:
-    """Union-find over (node, axis): which axes move together, and why some may not move."""
+    """(node, axis) -> its runs; a negative axis counts from the end."""
 
     def __init__(self) -> None:
-        self._parent: dict[Key, Key] = {}
-        self._reason: dict[Key, str] = {}
-        self._stream: set[Key] = set()
+        self._runs: dict[Key, list[Run]] = {}
 
-    def root(self, key: Key) -> Key:
-        """The representative of an axis's class; a negative axis counts from the end."""
+    def runs(self, key: Key) -> list[Run]:
+        """The classes an axis consists of, from left to right."""
         node, axis = key
         key = (node, axis % len(shape(node)))
-        while (parent := self._parent.setdefault(key, key)) != key:
-            self._parent[key] = key = self._parent[parent]
-        return key
+        known = self._runs.get(key) or [Run(shape(node)[key[1]])]
+        self._runs[key] = pieces = [piece for run in known for piece in run.pieces()]
+        return pieces
 
     def tie(self, first: Key, second: Key) -> None:
         """These two axes move together or not at all."""
-        kept, other = self.root(first), self.root(second)
-        if kept == other:
-            return
-        self._parent[other] = kept
-        if reason := self._reason.pop(other, ""):
-            self._reason.setdefault(kept, reason)
-        if other in self._stream:
-            self._stream.add(kept)
+        self.tie_part(first, 0, second)
+
+    def tie_part(self, whole: Key, start: int, part: Key) -> None:
+        """The positions of ``whole`` from ``start`` on are those of ``part``: they move together or not at all."""
+        size = sum(run.size for run in self.runs(part))
+        self._cut(whole, start)
+        self._cut(whole, start + size)
+        done = 0
+        while done < size:
+            left, right = self._begins_at(whole, start + done), self._begins_at(part, done)
+            if left.size == right.size:
+                left.join(right)
+                done += left.size
+            else:
+                max(left, right, key=lambda run: run.size).cut(min(left.size, right.size))
 
     def pin(self, key: Key, reason: str) -> None:
         """This axis stays as it is."""
-        self._reason.setdefault(self.root(key), reason)
+        for run in self.runs(key):
+            run.reason = run.reason or reason
 
     def pin_all(self, nodes: Iterable[Node], reason: str) -> None:
         """Every axis of these tensors stays as it is."""
@@ -54,21 +103,22 @@ class Axes:
             for axis in range(len(shape(node))):
                 self.pin((node, axis), reason)
 
-    def reason(self, key: Key) -> str:
-        """Why the class of an axis is pinned; empty if it is free."""
-        return self._reason.get(self.root(key), "")
-
     def mark_stream(self, key: Key) -> None:
         """Two branches are added along this axis."""
-        self._stream.add(self.root(key))
+        for run in self.runs(key):
+            run.stream = True
 
-    def is_stream(self, key: Key) -> bool:
-        """Whether the outputs of two branches are added along this axis (a residual stream)."""
-        return self.root(key) in self._stream
+    def _cut(self, key: Key, place: int) -> None:
+        """Let a run of the axis end before ``place``."""
+        for run in self.runs(key):
+            if 0 < place < run.size:
+                run.cut(place)
+                return
+            place -= run.size
 
-    def classes(self) -> dict[Key, list[Key]]:
-        """Root -> members."""
-        members: dict[Key, list[Key]] = {}
-        for key in list(self._parent):
-            members.setdefault(self.root(key), []).append(key)
-        return members
+    def _begins_at(self, key: Key, place: int) -> Run:
+        for run in self.runs(key):
+            if place == 0:
+                return run
+            place -= run.size
+        raise IndexError(f"no run of {key} begins at {place}")

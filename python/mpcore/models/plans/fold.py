@@ -12,6 +12,11 @@ from mpcore.models.plans.gather import gather
 from mpcore.models.plans.templates import PermutationGroup
 
 
+def channels_of(model: nn.Module, group: PermutationGroup) -> int:
+    """How many channels an order of the group has."""
+    return group.channels or layer_of(model, group.consumers[0]).weight.shape[1]
+
+
 @torch.no_grad()
 def fold(model: nn.Module, group: PermutationGroup, order: Sequence[int]) -> None:
     """Reorder the channels of ``group`` in place: new channel i is old channel ``order[i]``.
@@ -19,10 +24,10 @@ def fold(model: nn.Module, group: PermutationGroup, order: Sequence[int]) -> Non
     Raises:
         ValueError: if ``order`` is not a permutation of the group's channels, or leaves a block of it.
     """
-    channels = layer_of(model, group.consumers[0]).weight.shape[1]
+    channels = channels_of(model, group)
     index = torch.as_tensor(order, dtype=torch.long)
     if not torch.equal(index.sort().values, torch.arange(channels)):
-        raise ValueError(f"{group.consumers[0]}: order is not a permutation of its {channels} input channels")
+        raise ValueError(f"{group.consumers[0]}: order is not a permutation of {channels} input channels")
     run = channels // group.blocks
     if not torch.equal(index // run, torch.arange(channels) // run):
         raise ValueError(f"{group.consumers[0]}: order moves a channel out of its run of {run}")
@@ -36,8 +41,8 @@ def fold(model: nn.Module, group: PermutationGroup, order: Sequence[int]) -> Non
 
 def _moves(model: nn.Module, group: PermutationGroup, channels: int) -> Iterator[tuple[torch.Tensor, int, int]]:
     """(tensor, axis, start): every run of channels; a tensor that two modules share comes twice."""
-    for name in group.consumers:
-        yield layer_of(model, name).weight, 1, 0
+    for name, start in group.runs():
+        yield layer_of(model, name).weight, 1, start
     for producer in group.producers:
         for tensor in model.get_submodule(producer.name).parameters(recurse=False):
             yield tensor, 0, producer.start
@@ -48,4 +53,4 @@ def _moves(model: nn.Module, group: PermutationGroup, channels: int) -> Iterator
                 yield values, 0, 0
     for other in group.tensors:
         owner, _, attribute = other.name.rpartition(".")
-        yield getattr(model.get_submodule(owner), attribute), other.axis, 0
+        yield getattr(model.get_submodule(owner), attribute), other.axis, other.start

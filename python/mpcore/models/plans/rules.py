@@ -2,7 +2,8 @@
 
 If all axes of a class are reordered by the same permutation, every operation with a rule here commutes with it: a
 linear layer sums over its inputs, a batch normalisation treats channels alike. Axes that an operation reads by
-position, and all axes of an operation without a rule, are pinned.
+position, and all axes of an operation without a rule, are pinned. What is concatenated, split or sliced is moved run by
+run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from mpcore.models.plans.axes import Axes, shape
+from mpcore.models.plans.axes import Axes, Key, shape
 
 Call = Any
 """A torch.fx.Node that calls an operation; its arguments have no static types."""
@@ -51,8 +52,15 @@ def _same(axes: Axes, source: Node, result: Node, *, but: Iterable[int] = (), wh
             axes.tie((source, axis), (result, axis))
 
 
+def _part(axes: Axes, whole: Node, start: int, part: Node, dim: int) -> None:
+    """``part`` is what ``whole`` has from ``start`` on along ``dim``."""
+    dim %= len(shape(whole))
+    for axis in range(len(shape(whole))):
+        axes.tie_part((whole, axis), start if axis == dim else 0, (part, axis))
+
+
 def _pointwise(axes: Axes, node: Call) -> None:
-    sizes, adds = shape(node), _name(node) in ("add", "sub")
+    sizes, adds = shape(node), _name(node) in ("add", "sub", "rsub", "addcmul", "lerp")
     for axis in range(-len(sizes), 0):
         inputs = [x for x in node.all_input_nodes if len(shape(x)) >= -axis and shape(x)[axis] == sizes[axis]]
         for x in inputs:
@@ -193,14 +201,19 @@ def _drop_axis(axes: Axes, x: Node, node: Call, dim: int) -> None:
 
 def _slice(axes: Axes, node: Call) -> None:
     x, dim, step = node.args[0], _argument(node, 1, "dim", 0), _argument(node, 4, "step", 1)
-    whole = step == 1 and shape(x) == shape(node)
-    _same(axes, x, node, but=() if whole else (dim,), why="an axis that is sliced")
+    if step != 1:
+        _same(axes, x, node, but=(dim,), why="an axis that is sliced in steps")
+        return
+    size, start = shape(x)[dim], _argument(node, 2, "start") or 0
+    _part(axes, x, min(max(start + size if start < 0 else start, 0), size), node, dim)
 
 
 def _cat(axes: Axes, node: Call) -> None:
-    dim = _argument(node, 1, "dim", 0)
+    dim, start = _argument(node, 1, "dim", 0), 0
     for x in node.args[0]:
-        _same(axes, x, node, but=(dim,), why="an axis that is concatenated")
+        if len(shape(x)) == len(shape(node)):  # torch lets an empty vector stand among tensors of any shape
+            _part(axes, node, start, x, dim)
+            start += shape(x)[dim]
 
 
 def _pool(axes: Axes, node: Call) -> None:
@@ -230,6 +243,20 @@ def _matmul(axes: Axes, node: Call) -> None:
         for axis in range(-len(shape(x)), -2):
             if shape(x)[axis] == shape(node)[axis]:
                 axes.tie((x, axis), (node, axis))
+
+
+def _einsum(axes: Axes, node: Call) -> None:
+    """Axes of one letter move together; a letter that the result lacks is summed over."""
+    inputs, arrow, output = node.args[0].replace(" ", "").partition("->")
+    terms = [*inputs.split(","), output]
+    if not arrow or any("." in term or len(set(term)) < len(term) for term in terms):
+        axes.pin_all((*node.all_input_nodes, node), f"einsum {node.args[0]}")
+        return
+    first: dict[str, Key] = {}
+    for tensor, term in zip((*node.args[1], node), terms, strict=True):
+        for axis, letter in enumerate(term):
+            if shape(tensor)[axis] != 1:  # an axis of one position is broadcast
+                axes.tie(first.setdefault(letter, (tensor, axis)), (tensor, axis))
 
 
 def _attention(axes: Axes, node: Call) -> None:
@@ -273,8 +300,8 @@ def _getitem(axes: Axes, node: Call) -> None:
     if _name(source) == "unbind":
         _drop_axis(axes, source.args[0], node, _argument(source, 1, "dim", 0))
     elif _name(source) in ("split", "chunk", "split_with_sizes"):
-        dim = _argument(source, 2, "dim", 0)
-        _same(axes, source.args[0], node, but=(dim,), why="an axis that is split")
+        dim, before = _argument(source, 2, "dim", 0), source.meta["val"][: node.args[1]]
+        _part(axes, source.args[0], sum(int(part.shape[dim]) for part in before), node, dim)
     else:
         axes.pin_all([node], f"{_name(source)} has no rule")
 
@@ -286,27 +313,29 @@ for _rule, _names in (
     (
         _pointwise,
         "add sub mul div neg pow sqrt rsqrt exp log abs clamp maximum minimum reciprocal square where masked_fill fill "
-        "relu relu6 hardtanh leaky_relu elu gelu silu mish sigmoid hardsigmoid hardswish tanh softplus erf dropout "
-        "feature_dropout contiguous clone alias detach to _to_copy type_as lift_fresh_copy eq ne lt gt le ge "
-        "logical_and logical_or logical_not",
+        "rsub addcmul addcdiv lerp exp2 expm1 log2 log1p sin cos floor ceil round sign clamp_min clamp_max relu relu6 "
+        "hardtanh leaky_relu elu celu selu gelu silu mish sigmoid log_sigmoid hardsigmoid hardswish tanh softplus erf "
+        "dropout feature_dropout alpha_dropout contiguous clone alias detach to _to_copy type_as lift_fresh_copy eq ne "
+        "lt gt le ge logical_and logical_or logical_not",
     ),
-    (_reshape, "view reshape flatten squeeze unsqueeze _unsafe_view unflatten"),
+    (_reshape, "view view_as reshape reshape_as flatten squeeze unsqueeze _unsafe_view unflatten"),
     (_reduce, "mean sum amax amin linalg_vector_norm"),
     (_pool, "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d"),
     (_create, "zeros ones full arange new_zeros new_ones new_full zeros_like ones_like eye"),
     (_check, "_assert_tensor_metadata"),
     (_several, "unbind split chunk split_with_sizes"),
-    (_matmul, "matmul bmm"),
+    (_matmul, "matmul bmm mm"),
+    (_einsum, "einsum"),
     (_layer_norm, "layer_norm rms_norm"),
     (_softmax, "softmax log_softmax"),
     (_linear, "linear"),
-    (_convolution, "conv2d"),
+    (_convolution, "conv1d conv2d conv3d"),
     (_batch_norm, "batch_norm"),
     (_group_norm, "group_norm"),
     (_prelu, "prelu"),
     (_permute, "permute"),
-    (_transpose, "transpose"),
-    (_expand, "expand"),
+    (_transpose, "transpose swapaxes swapdims"),
+    (_expand, "expand expand_as"),
     (_select, "select"),
     (_slice, "slice"),
     (_cat, "cat"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -15,10 +16,11 @@ class Producer:
 
 @dataclass(frozen=True)
 class TensorAxis:
-    """A parameter or buffer, by its name in the state dict, and the axis of it that runs over the channels."""
+    """A parameter or buffer, by its name in the state dict: from ``start`` on its ``axis`` runs over the channels."""
 
     name: str
     axis: int
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class PermutationGroup:
     of so many equal runs of channels, such as attention heads, in its place. ``tensors`` move besides: what a traced
     network has between its layers, such as a position embedding. Where a group is ``gathered``, nothing that writes the
     channels moves: the consumers read them in the new order at run time.
+
+    The channels are all inputs of the consumers, or, where those read concatenated or split tensors, the ``channels``
+    inputs that begin at ``starts[i]`` of consumer i.
     """
 
     consumers: tuple[str, ...]
@@ -38,6 +43,12 @@ class PermutationGroup:
     blocks: int = 1
     tensors: tuple[TensorAxis, ...] = ()
     gathered: bool = False
+    starts: tuple[int, ...] = ()
+    channels: int = 0
+
+    def runs(self) -> Iterator[tuple[str, int]]:
+        """Consumer, and where in its inputs the channels begin."""
+        return zip(self.consumers, self.starts or (0,) * len(self.consumers), strict=True)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from mpcore.models.plans.axes import Axes, Key, shape
+from mpcore.models.plans.axes import Axes, Run, shape
 from mpcore.models.plans.rules import visit
 from mpcore.models.plans.templates import PermutationGroup, Producer, TensorAxis
 
@@ -28,8 +28,9 @@ def trace(model: nn.Module, example: Any) -> Traced:
     """Find the input channels of Linear and Conv2d layers that can be reordered for free.
 
     The network is exported (``torch.export``) with its parameters as inputs of the graph. Axes that move together are
-    merged operation by operation; a group is a class of axes that nothing pins. What the rules do not cover is refused:
-    an unknown operation, channels that are split, indexed or concatenated, the network's own inputs and outputs.
+    merged operation by operation, run by run where they are concatenated, split or sliced; a group is a class of runs
+    that nothing pins. What the rules do not cover is refused: an unknown operation, channels that are indexed or
+    reshaped, the network's own inputs and outputs.
 
     Args:
         model: in evaluation mode; it is not changed.
@@ -53,25 +54,37 @@ def trace(model: nn.Module, example: Any) -> Traced:
         told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
         reason = f"torch.export cannot follow the network ({told})"
         return Traced((), (), dict.fromkeys(layers.values(), reason))
+    members = _members(axes, tensors)
     groups, streams, refused = list[PermutationGroup](), list[PermutationGroup](), dict[str, str]()
-    members = axes.classes()
-    seen: set[Key] = set()
+    seen: set[Run] = set()
     for node, name in tensors.items():
         if name not in layers or len(shape(node)) < 2:
             continue
-        root = axes.root((node, 1))
-        module = model.get_submodule(layers[name])
-        if getattr(module, "groups", 1) > 1:
+        runs = axes.runs((node, 1))
+        if getattr(model.get_submodule(layers[name]), "groups", 1) > 1:
             refused[layers[name]] = "a grouped convolution"
-        elif reason := axes.reason(root):
-            refused[layers[name]] = reason
-        elif not any(n.users for n, _ in members[root]):
+        elif not (free := [run for run in runs if not run.reason]):
+            refused[layers[name]] = runs[0].reason
+        elif not node.users:
             refused[layers[name]] = "the forward pass does not read its weight"
-        elif root not in seen:
-            seen.add(root)
-            keys = [(tensors[n], axis) for n, axis in members[root] if n in tensors]
-            (streams if axes.is_stream(root) else groups).append(_group(model, layers, keys))
+        else:
+            for run in free:
+                if run not in seen:
+                    seen.add(run)
+                    (streams if run.stream else groups).append(_group(model, layers, run.size, members[run]))
     return Traced(tuple(groups), tuple(streams), refused)
+
+
+def _members(axes: Axes, tensors: dict[Node, str]) -> dict[Run, list[TensorAxis]]:
+    """Run -> where parameters and stored buffers have it."""
+    members: dict[Run, list[TensorAxis]] = {}
+    for node, name in tensors.items():
+        for axis in range(len(shape(node))):
+            start = 0
+            for run in axes.runs((node, axis)):
+                members.setdefault(run, []).append(TensorAxis(name, axis, start))
+                start += run.size
+    return members
 
 
 def _export(model: nn.Module, example: Any) -> ExportedProgram:
@@ -107,23 +120,30 @@ def _tie_axes(model: nn.Module, program: ExportedProgram) -> tuple[Axes, dict[No
     return axes, tensors
 
 
-def _group(model: nn.Module, layers: dict[str, str], keys: list[tuple[str, int]]) -> PermutationGroup:
-    """Layers whose inputs, and whose outputs, are the channels; every other tensor by name and axis."""
-    left = dict.fromkeys(keys)
+def _group(model: nn.Module, layers: dict[str, str], channels: int, members: list[TensorAxis]) -> PermutationGroup:
+    """Layers whose inputs, and whose outputs, are the channels; every other tensor by name, axis and start."""
+    left = dict.fromkeys(members)
     consumers, producers = [], []
-    for name, axis in keys:
-        if name not in layers:
+    for member in members:
+        if member.name not in layers:
             continue
-        if axis == 1:
-            consumers.append(layers[name])
-            del left[name, axis]
+        if member.axis == 1:
+            consumers.append(member)
+            del left[member]
             continue
-        module = model.get_submodule(layers[name])
-        own = [(f"{layers[name]}.{tensor}", 0) for tensor, _ in module.named_parameters(recurse=False)]
+        module = model.get_submodule(layers[member.name])
+        own = [
+            replace(member, name=f"{layers[member.name]}.{name}") for name, _ in module.named_parameters(recurse=False)
+        ]
         if getattr(module, "groups", 1) == 1 and all(key in left for key in own):
-            producers.append(Producer(layers[name]))
+            producers.append(Producer(layers[member.name], member.start))
             for key in own:
                 del left[key]
+    whole = all(model.get_parameter(consumer.name).shape[1] == channels for consumer in consumers)
     return PermutationGroup(
-        tuple(consumers), tuple(producers), tensors=tuple(TensorAxis(name, axis) for name, axis in left)
+        tuple(layers[consumer.name] for consumer in consumers),
+        tuple(producers),
+        tensors=tuple(left),
+        starts=() if whole else tuple(consumer.start for consumer in consumers),
+        channels=0 if whole else channels,
     )
