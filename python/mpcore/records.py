@@ -35,8 +35,8 @@ class LayerInfo:
     """One Linear or Conv2d of a model.
 
     ``shape`` is (out, in) or (out, in/groups, kh, kw): the weight's own but for a transposed Conv1D. ``reason`` says in
-    words why a layer is left alone and is empty where ``prunable``. ``permutable`` means that its input channels can be
-    reordered for free.
+    words why a layer is left alone and is empty where ``prunable``. ``permutable``: the template of a family says that
+    its input channels can be reordered for free; what a trace of the network proves besides stands in the plan.
     """
 
     name: str

@@ -153,10 +153,10 @@ def test_a_sequential_chain_ends_at_what_mixes_channels():
 @pytest.mark.parametrize(
     ("build", "shape", "private", "streams"),
     [
-        (tiny_vit, (2, 1, 8, 8), 2, 1),
+        (tiny_vit, (2, 1, 8, 8), 4, 1),
         (TinyConvNet, (2, 3, 16, 16), 4, 1),
         (lambda: timm.create_model("test_resnet", num_classes=5), (2, 3, 64, 64), 7, 4),
-        (Encoder, (2, 5, 16), 2, 1),
+        (Encoder, (2, 5, 16), 4, 1),
     ],
 )
 def test_traced_groups_and_streams_leave_the_output_alone(build, shape, private, streams):
@@ -188,7 +188,7 @@ class Odd(nn.Module):
         elif self.how == "cumsum":
             hidden = hidden.cumsum(1)
         elif self.how == "view":
-            hidden = hidden.view(-1, 4, 2).softmax(1).flatten(1)
+            hidden = hidden.view(-1, 4, 2).softmax(1).transpose(1, 2).flatten(1)
         elif self.how == "constant":
             hidden = hidden * torch.arange(8.0, dtype=hidden.dtype)
         elif self.how == "data" and float(hidden.sum()) > 0:
@@ -321,12 +321,15 @@ def test_whatever_the_trace_proves_in_a_random_network_is_free(links, seed):
     assert worst_change(model, folded, inputs) <= 1e-11
 
 
-def test_only_networks_without_a_template_are_traced_by_default():
+def test_layers_that_no_template_knows_are_traced():
     groups, refused = find_groups(Odd("plain").eval(), torch.zeros(2, 4), mpcore.Recipe())
     assert [group.consumers for group in groups] == [("second",)]
     assert refused == {"first": "an input of the network"}
-    sample = images(2, channels=1, size=8)
-    assert find_groups(tiny_vit(), sample, mpcore.Recipe()) == (plans.find(tiny_vit()), {})
+    groups, refused = find_groups(tiny_vit(), images(2, channels=1, size=8), mpcore.Recipe())
+    assert groups == plans.find(tiny_vit())
+    assert refused["blocks.0.attn.qkv"] == "reads a residual stream; permute = 'residual' reorders it"
+    groups, _ = find_groups(TinyConvNet(), images(2), mpcore.Recipe())
+    assert [group.consumers for group in groups if group not in plans.find(TinyConvNet())] == [("fc",)]
 
 
 def test_a_network_with_permuted_streams_reloads_in_a_fresh_process(tmp_path):

@@ -89,9 +89,8 @@ def find_groups(
 ) -> tuple[tuple[plans.PermutationGroup, ...], dict[str, str]]:
     """The groups that a recipe asks for, and consumer name -> why it is in none.
 
-    Families are known by template, and a template that the check refutes is dropped. A network of which not every
-    template holds, or that matches none, is traced on ``sample``, and so is every network whose other layers are to be
-    permuted too; where a template and the trace meet, the template goes first.
+    Families are known by template, and a template that the check refutes is dropped. For other layers the network is
+    traced on ``sample``; where both know a layer the template goes first, as it orders every head by itself.
     """
     check = OutputCheck(model, sample) if check is None else check
     if check.failure:
@@ -100,8 +99,6 @@ def find_groups(
     templates = plans.find(model)
     wrong = check.refute(templates)
     found = tuple(group for group in templates if group not in wrong)
-    if found and not wrong and recipe.permute not in ("residual", "gather"):
-        return found, {}
     traced = plans.trace(copy.deepcopy(model).eval(), place(sample, model))
     taken = {name for group in found for name in group.consumers}
     residual = recipe.permute == "residual"

@@ -77,6 +77,10 @@ TEMPLATES = (
     Template("mlp", ("mlp.fc2",), ("mlp.fc1",), ("mlp.norm?", "mlp.grn?")),
     # timm attention with a joint qkv layer: the values of a head meet the projection's columns of that head.
     Template("attention", ("attn.proj",), ("attn.qkv",), (), (2, 3), "attn.num_heads"),
+    # The same with a layer for the values (CaiT, ConViT, TNT), or for keys and values (PVT v2, Twins); Hiera's heads.
+    Template("attention-values", ("attn.proj",), ("attn.v",), (), (0, 1), "attn.num_heads"),
+    Template("attention-keys-values", ("attn.proj",), ("attn.kv",), (), (1, 2), "attn.num_heads"),
+    Template("attention-hiera", ("attn.proj",), ("attn.qkv",), (), (2, 3), "attn.heads"),
     # torchvision's vision transformer and Swin: an nn.Sequential of Linear, GELU, Dropout, Linear.
     Template("torchvision-mlp", ("mlp.3",), ("mlp.0",)),
     # BERT-like encoders, ViT and DistilBERT of Hugging Face; nn.TransformerEncoderLayer.
