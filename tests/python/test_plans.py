@@ -20,7 +20,7 @@ from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
 import mpcore
 from mpcore.models import plans
 from mpcore.models.inventory import inventory
-from mpcore.models.permutation import find_groups
+from mpcore.models.permutation import OutputCheck, find_groups
 from mpcore.models.plans.axes import Axes, Run
 
 
@@ -438,6 +438,67 @@ def test_runs_that_do_not_hold_whole_groups_stay_in_place():
     run = mpcore.prune(Concatenating(), recipe, calibration=[torch.randn(4, 3, 8, 8)], progress=False)
     assert "join" not in run.report.plan.refused
     assert [group.starts for group in run.report.plan.groups] == [(0, 0), ()]
+
+
+class Attention(nn.Module):
+    """Four heads of eight channels whose keys and values come in one of the layouts that networks have."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, width = how, {"joint": 96, "interleaved": 96, "grouped": 64, "apart": 96}[how]
+        self.qkv, self.proj, self.head = nn.Linear(16, width), nn.Linear(32, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        joint = self.qkv(x)
+        if self.how == "joint":  # timm
+            q, k, v = joint.reshape(batch, tokens, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        elif self.how == "interleaved":  # GPT-NeoX
+            q, k, v = joint.view(batch, tokens, 4, 24).transpose(1, 2).chunk(3, -1)
+        elif self.how == "apart":  # Phi-3
+            q, k, v = (part.view(batch, tokens, 4, 8).transpose(1, 2) for part in joint.split(32, -1))
+        else:  # Llama: two heads of keys and values for four of queries
+            q = joint[..., :32].view(batch, tokens, 4, 8).transpose(1, 2)
+            k, v = (part.view(batch, tokens, 2, 8).transpose(1, 2) for part in joint[..., 32:].split(16, -1))
+            k, v = (part[:, :, None].expand(-1, -1, 2, -1, -1).reshape(batch, 4, tokens, 8) for part in (k, v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, 32)
+        return self.head(self.proj(mixed).relu().mean(1))
+
+
+@pytest.mark.parametrize("how", ["joint", "interleaved", "apart", "grouped"])
+def test_every_head_of_an_unknown_attention_has_its_own_order(how):
+    network, inputs = stirred(Attention(how)), torch.randn(2, 5, 16, dtype=torch.float64)
+    shared = next(group for group in plans.trace(network, inputs).groups if "proj" in group.consumers)
+    groups, _ = find_groups(network, inputs, mpcore.Recipe())
+    group = next(group for group in groups if "proj" in group.consumers)
+    assert shared.blocks == 1
+    assert plans.channels_of(network, shared) == 8
+    assert group.blocks == (2 if how == "grouped" else 4)
+    assert plans.channels_of(network, group) == 8 * group.blocks
+    assert_free(network, (shared,), inputs)
+    assert_free(network, (group,), inputs)
+    right = [OutputCheck(network, inputs).refute([guess]) == {} for guess in plans.by_head(network, shared)]
+    assert sum(right) == 1
+
+
+def test_heads_share_an_order_where_the_output_does_not_show_them():
+    """With a projection of zeros every guess leaves the output alone, right or wrong."""
+    network, inputs = stirred(Attention("joint")), torch.randn(2, 5, 16, dtype=torch.float64)
+    network.proj.weight.data.zero_()
+    groups, _ = find_groups(network, inputs, mpcore.Recipe())
+    assert next(group for group in groups if "proj" in group.consumers).blocks == 1
+
+
+def test_a_network_with_grouped_heads_is_pruned_and_verified(tmp_path):
+    network, batches = stirred(Attention("grouped")).float(), [torch.randn(32, 5, 16)]
+    recipe = mpcore.Recipe(permute_rounds=4, certify_samples=4)
+    run = mpcore.prune(network, recipe, calibration=batches, out=tmp_path / "run", progress=False)
+    group = next(group for group in run.report.plan.groups if "proj" in group.consumers)
+    assert (group.consumers, group.starts, len(group.order)) == (("proj", "proj"), (0, 8), 16)
+    assert group.kept > group.kept_identity
+    assert mpcore.verify(tmp_path / "run").ok
+    dense = mpcore.load(tmp_path / "run", Attention("grouped"), which="dense")
+    torch.testing.assert_close(dense(batches[0]), network(batches[0]), rtol=1e-4, atol=1e-5)
 
 
 class Fake:

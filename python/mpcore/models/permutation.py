@@ -58,7 +58,7 @@ def permute_channels(
     groups, refused = find_groups(model, sample, recipe, check)
     done, refused = [], {name: reason for name, reason in refused.items() if name in patterns}
     for group in groups:
-        runs = [(name, start) for name, start in group.runs() if name in patterns]
+        runs = [run for run in group.runs() if run[0] in patterns]
         if not runs:
             continue
         name, channels = runs[0][0], plans.channels_of(model, group)
@@ -67,11 +67,14 @@ def permute_channels(
         if width % pattern.group:
             refused[name] = f"a run of {width} channels is not a multiple of group = {pattern.group}"
             continue
-        if apart := [start for _, start in runs if start % pattern.group]:
+        if apart := [start for _, start, step in runs if start % pattern.group or step % pattern.group]:
             refused[name] = f"a run that begins at channel {apart[0]} is not at a multiple of group = {pattern.group}"
             continue
         scores = np.concatenate(
-            [channel_scores(model, name, stats, recipe.score)[:, start : start + channels] for name, start in runs]
+            [
+                channel_scores(model, name, stats, recipe.score)[:, plans.places_of(group, channels, *place).numpy()]
+                for name, *place in runs
+            ]
         )
         results, order = order_blocks(scores, pattern, group.blocks, recipe, seed=seed)
         change = check.apply(group, order)
@@ -103,9 +106,9 @@ def find_groups(
     taken = {name for group in found for name in group.consumers}
     residual = recipe.permute == "residual"
     extra = [*traced.groups, *(traced.streams if residual else ())]
+    groups = found + _by_head(model, [group for group in extra if taken.isdisjoint(group.consumers)], check)
     if recipe.permute == "gather":  # an order of all inputs of a layer is worth more than one of each run
-        extra = [group for group in extra if not group.starts]
-    groups = found + tuple(group for group in extra if taken.isdisjoint(group.consumers))
+        groups = tuple(group for group in groups if not group.starts)
     taken = {name for group in groups for name in group.consumers}
     if recipe.permute == "gather":
         return groups + plans.at_run_time(model, taken), {}
@@ -113,6 +116,21 @@ def find_groups(
     held_back = {name: RESIDUAL for group in traced.streams for name in group.consumers if not residual}
     refused = {name: why for name, why in {**refuted, **traced.refused, **held_back}.items() if name not in taken}
     return groups, refused
+
+
+def _by_head(
+    model: nn.Module, groups: Sequence[plans.PermutationGroup], check: OutputCheck
+) -> tuple[plans.PermutationGroup, ...]:
+    """The groups, with an order per head wherever a guess at the heads holds on the sample."""
+    guesses = {group: plans.by_head(model, group) for group in groups}
+    found: dict[plans.PermutationGroup, plans.PermutationGroup] = {}
+    for turn in range(max(map(len, guesses.values()), default=0)):
+        tried = {
+            group: options[turn] for group, options in guesses.items() if turn < len(options) and group not in found
+        }
+        wrong = check.refute(list(tried.values()))
+        found |= {group: guess for group, guess in tried.items() if guess not in wrong and check.sees(guess)}
+    return tuple(found.get(group, group) for group in groups)
 
 
 def channel_scores(model: nn.Module, name: str, stats: CalibrationStats, kind: str) -> Matrix:
@@ -233,6 +251,11 @@ class OutputCheck:
             return {}
         changes = {group: self._change_by({group: order}) for group, order in orders.items()}
         return {group: change for group, change in changes.items() if not change <= self.tolerance}
+
+    def sees(self, group: plans.PermutationGroup) -> bool:
+        """Whether the output shows that consumers alone are reordered: otherwise it proves nothing about the group."""
+        half = dataclasses.replace(group, producers=(), channelwise=(), tensors=())
+        return bool(self.refute([half]))
 
     def _shuffled(self, group: plans.PermutationGroup) -> list[int]:
         """An order of the group's channels that moves none of them out of its run."""

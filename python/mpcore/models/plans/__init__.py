@@ -11,9 +11,11 @@ from mpcore.models.plans.find import find as find
 from mpcore.models.plans.find import plain as plain
 from mpcore.models.plans.fold import channels_of as channels_of
 from mpcore.models.plans.fold import fold as fold
+from mpcore.models.plans.fold import places_of as places_of
 from mpcore.models.plans.gather import at_run_time as at_run_time
 from mpcore.models.plans.gather import gather as gather
 from mpcore.models.plans.gather import ungather as ungather
+from mpcore.models.plans.heads import by_head as by_head
 from mpcore.models.plans.templates import PermutationGroup as PermutationGroup
 from mpcore.models.plans.templates import Producer as Producer
 from mpcore.models.plans.templates import TensorAxis as TensorAxis

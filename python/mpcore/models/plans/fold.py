@@ -17,6 +17,12 @@ def channels_of(model: nn.Module, group: PermutationGroup) -> int:
     return group.channels or layer_of(model, group.consumers[0]).weight.shape[1]
 
 
+def places_of(group: PermutationGroup, channels: int, start: int, step: int) -> torch.Tensor:
+    """The positions of the group's channels in an axis where they begin at ``start``, their blocks ``step`` apart."""
+    run = channels // group.blocks
+    return (start + (step or run) * torch.arange(group.blocks)[:, None] + torch.arange(run)).flatten()
+
+
 @torch.no_grad()
 def fold(model: nn.Module, group: PermutationGroup, order: Sequence[int]) -> None:
     """Reorder the channels of ``group`` in place: new channel i is old channel ``order[i]``.
@@ -31,26 +37,26 @@ def fold(model: nn.Module, group: PermutationGroup, order: Sequence[int]) -> Non
     run = channels // group.blocks
     if not torch.equal(index // run, torch.arange(channels) // run):
         raise ValueError(f"{group.consumers[0]}: order moves a channel out of its run of {run}")
-    for tensor, axis, start in set(_moves(model, group, channels)):
-        part = tensor.narrow(axis, start, channels)
-        part.copy_(part.index_select(axis, index.to(tensor.device)))
+    for tensor, axis, start, step in set(_moves(model, group, channels)):
+        places = places_of(group, channels, start, step).to(tensor.device)
+        tensor.index_copy_(axis, places, tensor.index_select(axis, places[index.to(tensor.device)]))
     if group.gathered:
         for name in group.consumers:
             gather(layer_of(model, name), index)
 
 
-def _moves(model: nn.Module, group: PermutationGroup, channels: int) -> Iterator[tuple[torch.Tensor, int, int]]:
-    """(tensor, axis, start): every run of channels; a tensor that two modules share comes twice."""
-    for name, start in group.runs():
-        yield layer_of(model, name).weight, 1, start
+def _moves(model: nn.Module, group: PermutationGroup, channels: int) -> Iterator[tuple[torch.Tensor, int, int, int]]:
+    """(tensor, axis, start, step): wherever the channels are; a tensor that two modules share comes twice."""
+    for name, start, step in group.runs():
+        yield layer_of(model, name).weight, 1, start, step
     for producer in group.producers:
         for tensor in model.get_submodule(producer.name).parameters(recurse=False):
-            yield tensor, 0, producer.start
+            yield tensor, 0, producer.start, producer.step
     for name in group.channelwise:
         between = model.get_submodule(name)
         for values in (*between.parameters(), *between.buffers()):
             if values.ndim and values.shape[0] == channels:
-                yield values, 0, 0
+                yield values, 0, 0, 0
     for other in group.tensors:
         owner, _, attribute = other.name.rpartition(".")
-        yield getattr(model.get_submodule(owner), attribute), other.axis, other.start
+        yield getattr(model.get_submodule(owner), attribute), other.axis, other.start, other.step

@@ -8,19 +8,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Producer:
-    """A layer whose outputs ``start``, ``start + 1``, ... are the channels of the group."""
+    """A layer whose outputs ``start``, ``start + 1``, ... are the channels of the group.
+
+    If these come in blocks, one begins ``step`` after the other; 0: where the other ends.
+    """
 
     name: str
     start: int = 0
+    step: int = 0
 
 
 @dataclass(frozen=True)
 class TensorAxis:
-    """A parameter or buffer, by its name in the state dict: from ``start`` on its ``axis`` runs over the channels."""
+    """A parameter or buffer, by its name in the state dict: from ``start`` on its ``axis`` runs over the channels.
+
+    ``step`` is that of :class:`Producer`.
+    """
 
     name: str
     axis: int
     start: int = 0
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class PermutationGroup:
     channels moves: the consumers read them in the new order at run time.
 
     The channels are all inputs of the consumers, or, where those read concatenated or split tensors, the ``channels``
-    inputs that begin at ``starts[i]`` of consumer i.
+    inputs that begin at ``starts[i]`` of consumer i, their blocks ``steps[i]`` apart.
     """
 
     consumers: tuple[str, ...]
@@ -44,11 +52,13 @@ class PermutationGroup:
     tensors: tuple[TensorAxis, ...] = ()
     gathered: bool = False
     starts: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
     channels: int = 0
 
-    def runs(self) -> Iterator[tuple[str, int]]:
-        """Consumer, and where in its inputs the channels begin."""
-        return zip(self.consumers, self.starts or (0,) * len(self.consumers), strict=True)
+    def runs(self) -> Iterator[tuple[str, int, int]]:
+        """Consumer, where in its inputs the channels begin, and their step."""
+        none = (0,) * len(self.consumers)
+        return zip(self.consumers, self.starts or none, self.steps or none, strict=True)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from mpcore.models.batches import call, tensors_of
 from mpcore.models.plans.axes import Axes, Run, shape
 from mpcore.models.plans.rules import visit
 from mpcore.models.plans.templates import PermutationGroup, Producer, TensorAxis
@@ -87,11 +89,21 @@ def _members(axes: Axes, tensors: dict[Node, str]) -> dict[Run, list[TensorAxis]
     return members
 
 
+class _Answer(nn.Module):
+    """The tensors that a model returns, without the state, such as a cache, that torch cannot export."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any) -> list[Tensor]:
+        return tensors_of(call(self.model, inputs))
+
+
 def _export(model: nn.Module, example: Any) -> ExportedProgram:
-    arguments: tuple[Any, ...] = () if isinstance(example, dict) else (example,)
-    keywords = example if isinstance(example, dict) else None
-    with torch.no_grad():
-        return torch.export.export(model, arguments, keywords, strict=False)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about attributes that the model's own code sets
+        return torch.export.export(_Answer(model), (example,), strict=False)
 
 
 def _tie_axes(model: nn.Module, program: ExportedProgram) -> tuple[Axes, dict[Node, str]]:
@@ -101,11 +113,11 @@ def _tie_axes(model: nn.Module, program: ExportedProgram) -> tuple[Axes, dict[No
     stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            name = stored.get(node.name)
-            if name is None:
+            name = stored.get(node.name, "").removeprefix("model.")
+            if not name:
                 constant = node.name not in signature.user_inputs
                 axes.pin_all([node], "a constant" if constant else "an input of the network")
-            elif name in signature.non_persistent_buffers:
+            elif stored[node.name] in signature.non_persistent_buffers:
                 axes.pin_all([node], "a buffer that is not stored")
             else:
                 tensors[node] = name
