@@ -338,6 +338,8 @@ def test_a_planned_layer_must_count_what_its_mask_keeps(run: Path) -> None:
         ({"model_sha256": "00" * 32}, "is about another model"),
         ({"model_sha256": ""}, "is about another model"),
         ({"unchanged": 64}, "accuracy moves by 0.03125, and 0.0 of the labels did"),
+        ({"label_margin": None}, "certificate.json: label_margin unknown, though labels are known"),
+        ({"layers": ()}, "certificate.json does not tell what it changed"),
     ],
 )
 def test_certificate_arithmetic_is_recomputed(run: Path, changes: dict[str, object], message: str) -> None:

@@ -54,7 +54,7 @@ def verify(folder: str | os.PathLike[str]) -> VerifyReport:
         check_budget(audit, manifest, inventory)
         counted = {name: (int(mask.sum()), mask.shape) for name, mask in masks.items()}
         check_plan(audit, manifest, counted, inventory)
-        check_certificate(audit, manifest, "certificate.json", "model.safetensors")
+        check_certificate(audit, manifest, "certificate.json", "model.safetensors", manifest.patterns)
         check_certificate(audit, manifest, "certificate-student.json", "student.safetensors")
         check_evaluation(audit)
         check_readable(audit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -134,10 +134,10 @@ def _check_order(audit: Audit, group: PermutedGroup, layers: Layers) -> None:
         audit.expect(_close(group.efficacy, efficacy), f"efficacy {group.efficacy} is not {efficacy}", layer=name)
 
 
-def check_certificate(audit: Audit, manifest: Manifest, file: str, model: str) -> None:
+def check_certificate(audit: Audit, manifest: Manifest, file: str, model: str, wanted: Iterable[str] = ()) -> None:
     """Recount stable labels and recompute the cross-entropy bound from the margins and logit changes in ``file``.
 
-    The certificate must be about the weights in ``model``.
+    The certificate must be about the weights in ``model``, and tell how far each layer of ``wanted`` moved the logits.
     """
     certificate = audit.record(Certificate, file)
     if certificate is None:
@@ -146,6 +146,8 @@ def check_certificate(audit: Audit, manifest: Manifest, file: str, model: str) -
     _check_samples(audit, certificate, file)
     of = certificate.model_sha256[:16]
     audit.expect(certificate.model_sha256 == manifest.files.get(model), f"{file} is about another model ({of}...)")
+    for name in sorted(set(wanted).difference(layer.name for layer in certificate.layers)):
+        audit.add(f"{file} does not tell what it changed", layer=name)
     for layer in certificate.layers:
         audit.expect(0 <= layer.eta_mean <= layer.eta_max * (1 + 1e-9), "eta_mean is above eta_max", layer=layer.name)
     if certificate.layers and certificate.eta_path:
@@ -184,6 +186,9 @@ def _check_samples(audit: Audit, certificate: Certificate, file: str) -> None:
         moved = abs(certificate.accuracy_pruned - certificate.accuracy_dense)
         changed = 1 - certificate.unchanged / certificate.samples
         audit.expect(moved <= changed + 1e-9, f"{file}: accuracy moves by {moved}, and {changed} of the labels did")
+    of_labels = ("ce_change", "accuracy_dense", "accuracy_pruned", "accuracy_interval", "label_margin")
+    unknown = [name for name in of_labels if getattr(certificate, name) is None]
+    audit.expect(len(unknown) in (0, len(of_labels)), f"{file}: {', '.join(unknown)} unknown, though labels are known")
     if certificate.label_margin is not None:
         _check_labels(audit, certificate, np.asarray(certificate.label_margin), margin, eta, file)
 
