@@ -1,8 +1,8 @@
 """How many layers of well-known networks mpcore can permute for free, beside what apex permutes; what the others cost.
 
-The first table is structure only (meta device): ``tests/python/test_plans.py`` checks that the orders leave outputs
-alone. The second one times networks whose other layers read their channels through a gather (``permute = "gather"``),
-random weights and orders, over the same network without. Run as ``.venv/bin/python benches/python/coverage.py``.
+The first table is structure only (meta device): ``tests/python/test_plans.py`` checks that orders leave outputs alone.
+The second one times networks whose other layers read their channels through a gather (``permute = "gather"``), random
+weights and orders, over the same network without. Run as ``.venv/bin/python benches/python/coverage.py``.
 """
 
 from __future__ import annotations
@@ -16,17 +16,24 @@ from torch import nn
 
 from mpcore.models import plans
 
-NETWORKS = (
-    ("vit_base_patch16_224", ("mlp.fc2", "attn.proj"), "mlp.fc2, attn.proj", "0/49"),
-    ("resnet50", ("conv2", "conv3"), "conv2, conv3", "37/53"),
-    ("resnet152d", ("conv2", "conv3"), "conv2, conv3", "105/157"),
-    ("convnextv2_base", ("mlp.fc2",), "pwconv2 (mlp.fc2)", "36/76"),
-    ("efficientnet_lite0", ("conv_pwl", "blocks.0.0.conv_pw"), "project convs", "-"),
-    ("deit_small_patch16_224", ("mlp.fc2", "attn.proj"), "mlp.fc2, attn.proj", "0/49"),
-    ("swin_tiny_patch4_window7_224", ("mlp.fc2", "attn.proj"), "mlp.fc2, attn.proj", "0/52"),
-    ("mobilenetv2_100", ("conv_pwl", "blocks.0.0.conv_pw"), "project convs", "0/33"),
-)
-"""timm name, ends of the names of its private layers, what they are, apex: permuted / sparse layers (cited)."""
+NETWORKS = {
+    "vit_base_patch16_224": "0/49",
+    "deit_small_patch16_224": "0/49",
+    "swin_tiny_patch4_window7_224": "0/52",
+    "convnextv2_base": "36/76",
+    "resnet50": "37/53",
+    "resnet152d": "105/157",
+    "mobilenetv2_100": "0/33",
+    "efficientnet_lite0": "-",
+    "densenet121": "-",
+    "inception_v3": "-",
+    "vovnet39a": "-",
+    "levit_128s": "-",
+    "tnt_s_patch16_224": "-",
+    "coatnet_0_rw_224": "-",
+    "mobilevit_xxs": "-",
+}
+"""timm name -> apex: permuted / sparse layers (cited)."""
 
 
 TIMED = ("vit_small_patch16_224", "resnet50", "efficientnet_lite0")
@@ -44,33 +51,38 @@ def main() -> None:
 
 
 def cover() -> None:
-    """One row per network: layers that can be permuted."""
-    print("| network (timm) | private layers | permuted | Linear and ungrouped Conv2d permuted, of all | apex |")
-    print("|---|---|---|---|---|")
-    for name, ends, words, apex in NETWORKS:
+    """One row per network: layers of which channels can be permuted."""
+    print('| network (timm) | Linear and ungrouped Conv2d | by template | default | `permute = "residual"` | apex |')
+    print("|---|---|---|---|---|---|")
+    for name, apex in NETWORKS.items():
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model = timm.create_model(name).eval()
+            traced = plans.trace(model, torch.empty(2, *model.default_cfg["input_size"]))
         layers = [
-            layer
-            for layer, module in model.named_modules()
+            module
+            for module in model.modules()
             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
         ]
-        permuted = {consumer for group in plans.find(model) for consumer in group.consumers}
-        private = [layer for layer in layers if layer.endswith(ends)]
-        done = len(permuted.intersection(private))
-        print(f"| {name} | {words} | {done}/{len(private)} | {len(permuted)}/{len(layers)} | {apex} |")
+        template = readers(plans.find(model))
+        default = template | readers(traced.groups)
+        counts = (len(layers), len(template), len(default), len(default | readers(traced.streams)))
+        print(f"| {name} | {' | '.join(map(str, counts))} | {apex} |")
+
+
+def readers(groups: tuple[plans.PermutationGroup, ...]) -> set[str]:
+    """The layers that read the channels of the groups."""
+    return {consumer for group in groups for consumer in group.consumers}
 
 
 @torch.inference_mode()
 def gathering(name: str, batch: int) -> str:
     """One row: all layers outside the free groups gather."""
     model = timm.create_model(name).eval()
-    taken = {consumer for group in plans.find(model) for consumer in group.consumers}
-    gathered, groups = copy.deepcopy(model), plans.at_run_time(model, taken)
-    for group in groups:
-        width = gathered.get_submodule(group.consumers[0]).weight.shape[1]
-        plans.fold(gathered, group, torch.randperm(width).tolist())
     images = torch.randn(batch, 3, 224, 224)
+    free = [group for group in plans.trace(copy.deepcopy(model), images).groups if not group.starts]
+    gathered, groups = copy.deepcopy(model), plans.at_run_time(model, readers((*plans.find(model), *free)))
+    for group in groups:
+        plans.fold(gathered, group, torch.randperm(plans.channels_of(gathered, group)).tolist())
     before, after = alternate([lambda: model(images), lambda: gathered(images)], repeats=15)
     ratios = " / ".join(f"{late / early:.2f}" for late, early in zip(after, before, strict=True))
     return f"| {name} | {batch} | {len(groups)} | {ratios} |"
