@@ -254,8 +254,17 @@ LINKS = {
     "split": lambda: Function(lambda x: torch.cat([x.split([3, 5], -1)[1], x.split([3, 5], -1)[0].relu()], -1)),
     "twice": lambda: Function(lambda x: torch.cat([x, x], -1)[..., 4:12]),
     "einsum": lambda: Einsum(),
+    "write": lambda: Function(written),
+    "stack": lambda: Function(lambda x: torch.stack([x, x.roll(1, -1)], 1).amax(1)),
+    "heads": lambda: Function(lambda x: x.unflatten(-1, (2, 4)).softmax(-1).flatten(-2)),
     "swap": lambda: Function(lambda x: x.unsqueeze(1).swapaxes(1, -1).expand_as(x.unsqueeze(-1)).squeeze(-1)),
 }
+
+
+def written(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[..., :4] += x[..., 4:]
+    return x
 
 
 class Function(nn.Module):

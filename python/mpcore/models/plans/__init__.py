@@ -3,8 +3,8 @@
 Reordering the input channels of a layer costs nothing at run time when the layers that produce those channels, and
 everything channel-wise in between, are reordered too. A :class:`PermutationGroup` names them. Every application is
 checked by the caller: output before = output after (``mpcore.models.permutation``), so a template that does not fit a
-look-alike network is refused rather than believed. :func:`trace` proves groups on the exported graph of a network that
-no template knows, residual streams included.
+look-alike network is refused rather than believed. :func:`trace` proves groups of the other layers on the network's
+exported graph, residual streams included; :func:`by_head` guesses at orders per head of attention, to be checked.
 """
 
 from mpcore.models.plans.find import find as find

@@ -1,4 +1,4 @@
-"""Permutation groups of a network that no template knows, proved on its exported graph."""
+"""Permutation groups of layers that no template knows, proved on the exported graph of the network."""
 
 from __future__ import annotations
 
