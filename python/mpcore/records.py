@@ -141,7 +141,7 @@ class PermutedGroup:
     row_bound: float  # no order can keep more
     upper_bound: float
     efficacy: float
-    output_change: float  # largest |output after - output before| / largest |output|, in float64
+    output_change: float  # by all orders: largest |output after - output before| / largest |output|, in float64
     gathered: bool = False
     starts: tuple[int, ...] = ()
 

@@ -216,3 +216,17 @@ def test_changes_by_hand():
     assert relative_change([small, torch.tensor([3])], [small, torch.tensor([4])]) == torch.inf
     assert relative_change([torch.tensor([2j])], [torch.tensor([1 + 2j])]) == 0.5
     assert relative_change([torch.zeros(0)], [torch.zeros(0)]) == 0
+
+
+def test_orders_that_change_the_output_after_all_are_undone(monkeypatch):
+    """Where the random orders that are tried before have not shown it."""
+    right = plans.PermutationGroup(("second",), (plans.Producer("first"),))
+    wrong = plans.PermutationGroup(("first",), ())
+    monkeypatch.setattr(OutputCheck, "refute", lambda *_: {})
+    monkeypatch.setattr("mpcore.models.permutation.find_groups", lambda *_: ((right, wrong), {}))
+    net, batches = Single("plain").eval(), [torch.randn(8, 16)]
+    run = mpcore.prune(net, mpcore.Recipe(**QUICK), calibration=batches, progress=False)
+    assert [group.consumers for group in run.report.plan.groups] == [("second",)]
+    assert "not a free permutation" in run.report.plan.refused["first"]
+    dense = mpcore.load(run.folder, Single("plain"), which="dense").eval()
+    torch.testing.assert_close(dense(batches[0]), net(batches[0]), rtol=1e-5, atol=1e-6)

@@ -48,21 +48,26 @@ def permute_channels(
 ) -> tuple[tuple[PermutedGroup, ...], dict[str, str]]:
     """Permute the channels of ``model`` in place so that N:M groups keep as much of the score as possible.
 
-    Each order is folded into the layers around the channels and kept only if every tensor of the output on ``sample``
-    stays the same, in float64 (:class:`OutputCheck`); otherwise it is rolled back.
+    Each order is folded into the layers around the channels. Every tensor of the output on ``sample`` has to stay the
+    same, in float64 (:class:`OutputCheck`): under a random order of each group beforehand, under all orders at the end.
 
     Returns:
         The groups that were permuted, and consumer name -> why a group was refused.
     """
     check = OutputCheck(model, sample)
     groups, refused = find_groups(model, sample, recipe, check)
-    done, refused = [], {name: reason for name, reason in refused.items() if name in patterns}
+    refused = {name: reason for name, reason in refused.items() if name in patterns}
+    wrong = check.refute(groups)
+    done: list[tuple[plans.PermutationGroup, list[int], list[PermutationResult]]] = []
     for group in groups:
         runs = [run for run in group.runs() if run[0] in patterns]
         if not runs:
             continue
         name, channels = runs[0][0], plans.channels_of(model, group)
         progress(name)
+        if group in wrong:
+            refused[name] = NOT_FREE.format(wrong[group])
+            continue
         pattern, width = patterns[name], channels // group.blocks
         if width % pattern.group:
             refused[name] = f"a run of {width} channels is not a multiple of group = {pattern.group}"
@@ -77,14 +82,17 @@ def permute_channels(
             ]
         )
         results, order = order_blocks(scores, pattern, group.blocks, recipe, seed=seed)
-        change = check.apply(group, order)
-        if not change <= check.tolerance:
-            refused[name] = NOT_FREE.format(change)
-            continue
-        plans.fold(model, group, order)
-        done.append(_record(group, order, results, change))
-    permuted = {name for group in done for name in group.consumers}
-    return tuple(done), {name: why for name, why in refused.items() if name not in permuted}
+        for network in (model, check.model):
+            plans.fold(network, group, order)
+        done.append((group, order, results))
+    while not (change := check.change()) <= check.tolerance and done:
+        group, order, _ = done.pop()
+        for network in (model, check.model):
+            plans.fold(network, group, np.argsort(order).tolist())
+        refused[group.consumers[0]] = NOT_FREE.format(change)
+    permuted = {name for group, *_ in done for name in group.consumers}
+    reasons = {name: why for name, why in refused.items() if name not in permuted}
+    return tuple(_record(*entry, change) for entry in done), reasons
 
 
 def find_groups(
@@ -170,7 +178,7 @@ def interleave(scores: Matrix, pattern: Pattern) -> PermutationResult:
 
 
 class OutputCheck:
-    """A float64 copy of the model on a small sample: applies an order and undoes it if the output changes.
+    """A float64 copy of the model on a small sample, and how far orders folded into it change the output.
 
     Every tensor of the output counts, through tuples, lists, dicts and dataclasses. So does what the model returns in
     training mode, if that differs and does not depend on chance: an auxiliary output, say. Dropout and BatchNorm stay
@@ -233,16 +241,8 @@ class OutputCheck:
             change = max(change, relative_change(self.trained, self._output_in_training()))
         return change
 
-    def apply(self, group: plans.PermutationGroup, order: list[int]) -> float:
-        """:meth:`change` by an order; beyond the tolerance it is undone."""
-        plans.fold(self.model, group, order)
-        change = self.change()
-        if not change <= self.tolerance:
-            plans.fold(self.model, group, np.argsort(order).tolist())
-        return change
-
     def refute(self, groups: Sequence[plans.PermutationGroup]) -> dict[plans.PermutationGroup, float]:
-        """The groups that are not free, with the change that a random order makes; the copy stays as it is.
+        """The groups that are not free, with the change that a random order makes; the copy stays as it was.
 
         All are tried at once first, and one by one only if that changes the output.
         """
