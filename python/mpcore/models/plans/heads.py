@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
 
 from mpcore.models.apply import layer_of
 from mpcore.models.plans.templates import PermutationGroup, Producer, TensorAxis
-
-Starts = Sequence[int]
 
 
 def by_head(model: nn.Module, group: PermutationGroup) -> tuple[PermutationGroup, ...]:
