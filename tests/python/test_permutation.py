@@ -169,12 +169,16 @@ class Single(nn.Module):
             x = x.float()
         elif self.how == "product":
             x = x @ torch.eye(16)
+        elif self.how == "norm":
+            x = x * (x.float().pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt().to(x.dtype)
         elif self.how == "half":
             return self.head(self.second(x.to(torch.bfloat16)))
         return self.head(self.second(x).relu()).float()
 
 
-@pytest.mark.parametrize(("how", "tolerance"), [("float", SINGLE), ("product", SINGLE), ("end", 4 * 2**-23)])
+@pytest.mark.parametrize(
+    ("how", "tolerance"), [("float", SINGLE), ("product", SINGLE), ("norm", SINGLE), ("end", 4 * 2**-23)]
+)
 def test_a_model_that_cannot_run_in_float64_is_checked_in_float32(how, tolerance):
     net = Single(how).eval()
     check = OutputCheck(net, torch.randn(2, 16))

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mpcore.models import plans
 from mpcore.models.apply import Matrix, as_matrix, layer_of
@@ -184,8 +186,9 @@ class OutputCheck:
     training mode, if that differs and does not depend on chance: an auxiliary output, say. Dropout and BatchNorm stay
     in evaluation mode meanwhile. A model that needs targets in training mode is checked in evaluation mode alone.
 
-    A model that does not run in float64 is checked in float32, against a wider ``tolerance``; ``failure`` says why one
-    that runs in neither cannot be checked.
+    A model that does not run in float64 is checked in float32, against a wider ``tolerance``, which also holds for one
+    that computes in float32 on the way, as Llama's norms do; ``failure`` says why one that runs in neither cannot be
+    checked.
     """
 
     def __init__(self, model: nn.Module, sample: Any) -> None:
@@ -202,10 +205,12 @@ class OutputCheck:
     def _prepare(self, model: nn.Module, sample: Any, dtype: torch.dtype, tolerance: float) -> None:
         self.model = model.eval()
         self.sample = place(sample, self.model, dtype)
-        self.expected = self._output()
+        with _Types() as inside:
+            self.expected = self._output()
         # An output that the model rounds cannot agree better than its own numbers can.
         coarsest = max((torch.finfo(t.dtype).eps for t in self.expected if t.is_floating_point()), default=0.0)
-        self.tolerance = max(tolerance, 4 * coarsest)
+        rounds = max(inside.found, key=lambda dtype: torch.finfo(dtype).eps, default=None) == torch.float32
+        self.tolerance = max(tolerance, 4 * coarsest, SINGLE if rounds else 0.0)
         self.trained = self._expected_in_training()
 
     @torch.no_grad()
@@ -271,6 +276,20 @@ class OutputCheck:
         for group, order in reversed(list(orders.items())):
             plans.fold(self.model, group, np.argsort(order).tolist())
         return change
+
+
+class _Types(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the floating-point types of everything that is computed; a conversion or a view computes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is not torch.ops.aten._to_copy.default and not function.is_view:
+            self.found |= {t.dtype for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point()}
+        return result
 
 
 def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
