@@ -27,6 +27,7 @@ from transformers.utils import logging
 import mpcore
 from mpcore.models import accelerate as accelerating
 from mpcore.models.hf import load_pretrained, save_pretrained
+from mpcore.models.permutation import find_groups
 from mpcore.models.source import build_model
 from mpcore.models.sparse_layers import SparseLinear
 
@@ -141,6 +142,19 @@ def test_what_the_files_cannot_say_and_what_exists_is_refused(bert: Path, tmp_pa
         save_pretrained(other, tmp_path / "out")
     assert save_pretrained(other, tmp_path / "out", like=bert).is_dir()
     assert not [entry for entry in tmp_path.iterdir() if entry.name.endswith(".partial")]
+
+
+def test_a_decoder_with_a_cache_is_permuted_whole():
+    """Its norms compute in float32, it returns a key-value cache, and two heads of queries share one of values."""
+    shape = {**SMALL, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=50, max_position_embeddings=16, num_key_value_heads=2, **shape)
+    model = LlamaForCausalLM(config).eval()
+    groups, refused = find_groups(model, {"input_ids": torch.arange(24).view(2, 12)}, mpcore.Recipe(permute="residual"))
+    layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert {consumer for group in groups for consumer in group.consumers} == layers
+    assert refused == {}
+    heads = [group for group in groups if group.consumers[0].endswith("o_proj")]
+    assert [(group.blocks, len(group.consumers)) for group in heads] == [(2, 2)] * config.num_hidden_layers
 
 
 def test_a_streamed_checkpoint_is_a_folder_that_transformers_reads(tmp_path: Path) -> None:
