@@ -86,13 +86,13 @@ def _on_ray(
         raise ImportError("engine='ray' needs the package ray: pip install mpcore[scale]") from error
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False)
-    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(function)
+    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(_call)  # Ray takes no partial
     at_a_time = max(at_a_time, 2 * int(ray.cluster_resources().get("CPU", 1)))
     running: dict[Any, int] = {}
     try:
         while True:
             for index, job in islice(jobs, at_a_time - len(running)):
-                running[task.remote(job)] = index
+                running[task.remote(function, job)] = index
             if not running:
                 return
             for reference in ray.wait(list(running))[0]:
@@ -100,3 +100,7 @@ def _on_ray(
     finally:
         for reference in running:
             ray.cancel(reference)
+
+
+def _call(function: Callable[[Job], Result], job: Job) -> Result:
+    return function(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import inspect
 import pickle
 import threading
 import types
@@ -46,15 +47,21 @@ class FakeRay(types.ModuleType):
 
     def remote(self, **options: Any) -> Any:
         assert options == {"num_cpus": 1, "max_retries": RETRIES}
-        return lambda function: types.SimpleNamespace(remote=lambda job: pickle.dumps((function, job)))
+
+        def decorate(function: Any) -> Any:
+            if not inspect.isfunction(function):
+                raise TypeError("The @ray.remote decorator must be applied to either a function or a class.")
+            return types.SimpleNamespace(remote=lambda *arguments: pickle.dumps((function, arguments)))
+
+        return decorate
 
     def wait(self, references: list[bytes]) -> Any:
         self.most = max(self.most, len(references))
         return references[-1:], references[:-1]
 
     def get(self, reference: bytes) -> Any:
-        function, job = pickle.loads(reference)
-        return function(job)
+        function, arguments = pickle.loads(reference)
+        return function(*arguments)
 
     def cancel(self, reference: bytes) -> None:
-        self.cancelled.append(pickle.loads(reference)[1])
+        self.cancelled.append(pickle.loads(reference)[1][-1])
