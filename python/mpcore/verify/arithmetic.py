@@ -109,7 +109,7 @@ def check_plan(
 
 
 def _check_order(audit: Audit, group: PermutedGroup, layers: Layers) -> None:
-    name = ", ".join(group.consumers)
+    name = ", ".join(dict.fromkeys(group.consumers))
     audit.checked["orders"] += 1
     audit.expect(sorted(group.order) == list(range(len(group.order))), "order is not a permutation", layer=name)
     known = layers or {}
